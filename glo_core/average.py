@@ -1,0 +1,49 @@
+"""Averaged decoder weights: an exponential moving average whose half-life is counted in images."""
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from glo_core.decoder import MaskedBatchNorm, SeedDecoder
+from glo_core.runtime import Runtime
+
+RAMP_UP = 0.05
+"""The half-life is at most this fraction of the images seen, so that the start is soon forgotten (EDM2)."""
+
+
+class AveragedDecoder:
+    """A second decoder that follows the first."""
+
+    def __init__(self, decoder: SeedDecoder, half_life: float) -> None:
+        """Start at `decoder`'s weights; `half_life` is in images, 0 for no averaging."""
+        self.decoder = copy.deepcopy(decoder).eval().requires_grad_(False)
+        self.half_life = half_life
+
+    @torch.no_grad()
+    def update(self, decoder: nn.Module, images_seen: int, images: int) -> None:
+        """Follow `decoder` after a step of `images` images that ended at `images_seen`."""
+        half_life = min(self.half_life, RAMP_UP * images_seen)
+        decay = 0.5 ** (images / half_life) if half_life > 0 else 0.0
+        torch._foreach_lerp_(list(self.decoder.parameters()), list(decoder.parameters()), 1 - decay)
+
+    @torch.no_grad()
+    def refresh_statistics(
+        self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], runtime: Runtime
+    ) -> None:
+        """Recompute the running statistics, which belong to other weights, as means over `batches`.
+
+        Args:
+            batches: codes `[b, code_dim]` and their live mask `[b]`.
+        """
+        norms = [module for module in self.decoder.modules() if isinstance(module, MaskedBatchNorm)]
+        momenta = [norm.momentum for norm in norms]
+        self.decoder.train()
+        for number, (codes, live) in enumerate(batches, start=1):
+            for norm in norms:
+                norm.momentum = 1 / number  # A cumulative mean: lerp by 1/k at the k-th batch.
+            self.decoder(codes, live, runtime)
+        self.decoder.eval()
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

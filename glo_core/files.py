@@ -1,0 +1,135 @@
+"""Files that are whole or absent: atomic writes, digests, directory locks, and the user's errors.
+
+Every format of the project is written through `replacing`: the bytes go to a temporary name beside the
+final one, are flushed to the disk, and are renamed. A reader never meets half a file.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+FORMAT_VERSION = 1
+"""The version that this code writes. Readers read every older one and refuse newer ones."""
+
+
+class UserError(Exception):
+    """A mistake or a limit that the user can act on: one line naming the thing, the value and the remedy."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` when the block ends without an error.
+
+    Raises:
+        UserError: if the disk is full (or a quota or a size limit is met).
+    """
+    # The host and process in the name keep two writers of the same file from sharing a temporary one.
+    temporary = path.with_name(f".{path.name}.tmp-{socket.gethostname()}-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(
+                f"{path}: {os.strerror(error.errno).lower()}; free some space and run the same command again, "
+                "it goes on from what is already finished"
+            ) from error
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def sweep_temporary(directory: Path) -> None:
+    """Delete what killed writers left in `directory`. Call it only while the directory is locked."""
+    for path in directory.glob(".*.tmp-*"):
+        path.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one of the project's JSON records.
+
+    Raises:
+        UserError: if the file is missing, is not whole, or was written by a newer version.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except ValueError:
+        raise UserError(f"{path}: not valid JSON ({path.stat().st_size} bytes); the file may be cut short") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds a {type(value).__name__}, not an object")
+    version = value.get("format_version", FORMAT_VERSION)
+    if version > FORMAT_VERSION:
+        raise UserError(
+            f"{path}: format_version={version} is newer than this program reads ({FORMAT_VERSION}); install a newer one"
+        )
+    return value
+
+
+def digest_json(value: Any) -> str:
+    """BLAKE2b-128 of the canonical JSON of `value`, in hex."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """BLAKE2b-128 of the bytes of `path`, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> Sequence[str]:
+    """`key: old -> new` for every key in which two (nested) configs differ."""
+    lines: list[str] = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += [f"{key}.{line}" for line in differences(before, after)]
+        elif before != after:
+            lines.append(f"{key}: {before} -> {after}")
+    return lines
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the lock of `directory` for the length of the block.
+
+    The kernel releases it when the holder dies, so that a dead process's lock does not hold.
+
+    Raises:
+        UserError: if another live process holds it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "an unknown process"
+            raise UserError(f"{directory}: in use by {holder}; wait for it to end, or stop it") from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        yield
+        lock.truncate(0)

@@ -1,0 +1,274 @@
+"""The training loop: one clock, in images; the same for one process, torchrun and Ray Train."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from glo_core import order
+from glo_core.blocks import ImageSource
+from glo_core.checkpoint import Checkpoint, Position, committed, save_checkpoint
+from glo_core.codes import CodeTable
+from glo_core.decoder import SeedDecoder
+from glo_core.files import UserError, write_bytes, write_json
+from glo_core.metrics import pca_psnr, psnr, reconstruction_psnr
+from glo_core.runtime import Metrics, Runtime, SingleProcess
+from glo_core.start import PcaStart, random_codes
+from glo_core.step import Batch, Learner, TrainConfig
+
+STATISTICS_STEPS = 32
+"""Batches over which the averaged decoder's running statistics are recomputed."""
+STOP_STEPS = 8
+"""Ranks agree on a request to stop every so many steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One training of a run to a target."""
+
+    number: int = 0
+    start: int = 0
+    """Images seen at its start"""
+    target: int
+    """Images seen at its end"""
+
+    def rate_factor(self, images_seen: int, schedule: str) -> float:
+        """What the learning rates are multiplied with at `images_seen`."""
+        if schedule == "constant":
+            return 1.0
+        progress = (images_seen - self.start) / max(self.target - self.start, 1)
+        return 0.5 * (1 + math.cos(math.pi * min(max(progress, 0), 1)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intervals:
+    """How often things happen, in images; none of it changes the result."""
+
+    report: int = 10_000
+    checkpoint: int = 100_000
+
+    def __post_init__(self) -> None:
+        for name in ("report", "checkpoint"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` interval (={getattr(self, name)}) must be at least 1 image")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What training leaves in memory."""
+
+    decoder: SeedDecoder
+    """With averaged weights, in eval mode"""
+    table: CodeTable
+    position: Position
+    metrics: Metrics
+    """`psnr` and `pca_psnr` in dB, over the training images; empty after a stop"""
+    finished: bool
+    """False if somebody asked to stop before the target"""
+
+
+class Epochs:
+    """This rank's share of the order of training."""
+
+    def __init__(self, config: TrainConfig, images: ImageSource, runtime: Runtime) -> None:
+        """Share `images` (all shards) out by lanes.
+
+        Raises:
+            UserError: if there are more ranks than lanes, or no images.
+        """
+        self.config, self.snapshot = config, images.snapshot
+        self.lanes = order.num_lanes(images.code_shards, config.batch_size)
+        if runtime.world_size > self.lanes:
+            raise UserError(too_many_workers(runtime.world_size, images.code_shards, config.batch_size))
+        self.rows_per_step = config.batch_size // self.lanes
+        self.mine = order.lanes_of_rank(runtime.rank, world_size=runtime.world_size, lanes=self.lanes)
+        shards = [order.shards_of_lane(int(lane), code_shards=images.code_shards, lanes=self.lanes)
+                  for lane in self.mine]
+        self.images = images.select([int(shard) for of_lane in shards for shard in of_lane])
+        lane_of_row = self.images.ids % self.lanes
+        sizes = torch.zeros(self.lanes, dtype=torch.int64)
+        sizes += torch.from_numpy(np.bincount(lane_of_row, minlength=self.lanes))
+        self.sizes = runtime.all_sum(sizes.to(runtime.device)).cpu().numpy()
+        if not self.sizes.sum():
+            raise UserError("the dataset has no training image; preprocess a folder that has some")
+        self.steps = order.steps_per_epoch(self.sizes, self.rows_per_step)
+        self.images_before = order.images_before_step(self.sizes, self.steps)
+
+    def deal(self, epoch: int) -> order.LaneEpoch:
+        """Rows of this rank's table, int64 `[steps, b]`, and which are live, bool `[steps, b]`."""
+        first = np.concatenate([[0], np.cumsum(self.sizes[self.mine])])
+        dealt = [order.lane_epoch(self.images.ids[first[i] : first[i + 1]], steps=self.steps,
+                                  rows_per_step=self.rows_per_step, seed=self.config.seed, epoch=epoch, lane=int(lane),
+                                  snapshot=self.snapshot)
+                 for i, lane in enumerate(self.mine)]
+        rows = np.concatenate([lane.rows + first[i] for i, lane in enumerate(dealt)], axis=1)
+        # A lane without images points past its end: any row will do, since none of them is live.
+        rows = np.minimum(rows, max(len(self.images.ids) - 1, 0))
+        return order.LaneEpoch(rows, np.concatenate([lane.live for lane in dealt], axis=1))
+
+
+def too_many_workers(workers: int, code_shards: int, batch_size: int) -> str:
+    lanes = order.num_lanes(code_shards, batch_size)
+    return (f"workers={workers} is more than the {lanes} lanes of code_shards={code_shards} and "
+            f"batch_size={batch_size}; use at most {lanes} workers")
+
+
+def train(
+    config: TrainConfig, images: ImageSource, phase: Phase, *, runtime: Runtime | None = None,
+    run: Path | None = None, intervals: Intervals | None = None,
+) -> Trained:
+    """Train to the phase's target, going on from the run's newest checkpoint if there is one.
+
+    Args:
+        images: all shards; each rank keeps those of its lanes.
+        run: directory of checkpoints and metrics; None keeps everything in memory.
+
+    Raises:
+        UserError: if the checkpoint is damaged, the loss is no longer finite, or the disk is full.
+    """
+    runtime, intervals = runtime or SingleProcess(), intervals or Intervals()
+
+    # Order, start and state.
+    epochs = Epochs(config, images, runtime)
+    learner = Learner(config, epochs.images, start_codes(config, epochs.images, runtime, run), runtime)
+    position = _restore(learner, epochs, phase, run)
+    meter = Meter(learner, phase, intervals)
+    stopped = False
+
+    def checkpoint() -> None:
+        learner.averaged.refresh_statistics(_statistics_batches(learner.table, epochs), runtime)
+        if run is not None:
+            save_checkpoint(run, learner, position, shards=epochs.images.shards,
+                            code_shards=images.code_shards, snapshot=images.snapshot)
+
+    # Epochs of steps.
+    while position.images_seen < phase.target and not stopped:
+        dealt = epochs.deal(position.epoch)
+        for step in range(position.step, epochs.steps):
+            rows, live = dealt.rows[step], dealt.live[step]
+            factor = phase.rate_factor(position.images_seen, config.schedule)
+            sums = learner.step(Batch(epochs.images.gather(rows), rows, live), factor)
+            before, position = position, _advance(position, epochs)
+            learner.averaged.update(learner.decoder, position.images_seen, position.images_seen - before.images_seen)
+
+            # Report, checkpoint, stop: each on crossing its interval.
+            done = position.images_seen >= phase.target
+            meter.add(sums, position.images_seen - before.images_seen)
+            if done or _crossed(before, position, intervals.report):
+                meter.report(position.images_seen, factor)
+            stopped = step % STOP_STEPS == 0 and _agreed_to_stop(runtime)
+            if done or stopped:
+                break
+            if _crossed(before, position, intervals.checkpoint):
+                checkpoint()
+                meter.restart_clock()
+
+    # The end: a checkpoint, and the figures over one full pass.
+    checkpoint()
+    if stopped and position.images_seen < phase.target:
+        return Trained(decoder=learner.averaged.decoder, table=learner.table, position=position, metrics={},
+                       finished=False)
+    metrics = {"psnr": reconstruction_psnr(learner.averaged.decoder, learner.table, epochs.images, runtime),
+               "pca_psnr": pca_psnr(epochs.images, config.code.dim, runtime)}
+    if runtime.rank == 0:
+        runtime.report(position.images_seen, metrics)
+        if run is not None:
+            write_json(run / "metrics" / f"{position.images_seen}.json",
+                       {"format_version": 1, "images_seen": position.images_seen, **metrics})
+    return Trained(decoder=learner.averaged.decoder, table=learner.table, position=position, metrics=metrics,
+                   finished=True)
+
+
+def start_codes(config: TrainConfig, images: ImageSource, runtime: Runtime, run: Path | None) -> torch.Tensor:
+    """Start codes of this rank's images, float64 `[n, code.dim]`; a run keeps its PCA basis."""
+    if config.code.start == "random":
+        return random_codes(config.code, images.ids, config.seed)
+    kept = run / "start.safetensors" if run is not None else None
+    # All ranks must take the same branch: rank 0 decides.
+    if kept is not None and runtime.gather(kept.exists())[0]:
+        start = PcaStart.load(kept)
+    else:
+        start = PcaStart.fit(images, config.code.dim, runtime)
+        if kept is not None and runtime.rank == 0:
+            write_bytes(kept, start.to_bytes())
+    return start.codes(config.code, images, config.seed)
+
+
+def _restore(learner: Learner, epochs: Epochs, phase: Phase, run: Path | None) -> Position:
+    # All ranks must load the same checkpoint: rank 0 chooses.
+    newest = learner.runtime.gather(committed(run)[-1:] if run is not None else [])[0]
+    if not newest:
+        return Position(phase=phase.number)
+    checkpoint = Checkpoint(newest[0])
+    checkpoint.restore(learner, epochs.images.shards)
+    position = checkpoint.position
+    if position.phase == phase.number:
+        return position
+    # A new phase begins at an epoch's boundary.
+    return Position(images_seen=position.images_seen, phase=phase.number, epoch=position.epoch + 1)
+
+
+def _advance(position: Position, epochs: Epochs) -> Position:
+    seen = int(epochs.images_before[position.step + 1] - epochs.images_before[position.step])
+    last = position.step + 1 == epochs.steps
+    return Position(images_seen=position.images_seen + seen, phase=position.phase,
+                    epoch=position.epoch + last, step=0 if last else position.step + 1)
+
+
+def _crossed(before: Position, after: Position, interval: int) -> bool:
+    return after.images_seen // interval > before.images_seen // interval
+
+
+def _agreed_to_stop(runtime: Runtime) -> bool:
+    flag = torch.tensor(float(runtime.stop_requested()), device=runtime.device)
+    return bool(runtime.all_sum(flag) > 0)
+
+
+def _statistics_batches(table: CodeTable, epochs: Epochs) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    dealt, device = epochs.deal(0), table.raw.device
+    for rows, live in zip(dealt.rows[:STATISTICS_STEPS], dealt.live[:STATISTICS_STEPS], strict=True):
+        yield table.codes(torch.from_numpy(rows).to(device)), torch.from_numpy(live).to(device, table.raw.dtype)
+
+
+class Meter:
+    """Sums of the steps since the last report, and the clock beside them."""
+
+    def __init__(self, learner: Learner, phase: Phase, intervals: Intervals) -> None:
+        self.learner, self.phase, self.intervals = learner, phase, intervals
+        self.sums = torch.zeros(4, dtype=torch.float64, device=learner.runtime.device)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        self.timed_images, self.since = 0, time.perf_counter()
+
+    def add(self, sums: torch.Tensor, images: int) -> None:
+        """Add a step: `sums` of this rank from `Learner.step`, `images` of the global batch."""
+        self.sums[:3] += sums
+        self.sums[3] += float(images) / self.learner.runtime.world_size
+        self.timed_images += images
+
+    def report(self, images_seen: int, factor: float) -> None:
+        """Merge over ranks, hand to the runtime, begin anew.
+
+        Raises:
+            UserError: if the loss is not finite.
+        """
+        runtime, config = self.learner.runtime, self.learner.config
+        loss, squared, norm, images = runtime.all_sum(self.sums).tolist()
+        self.sums.zero_()
+        if not math.isfinite(loss):
+            raise UserError(f"loss={loss} at {images_seen} images: training diverged; lower learning_rate "
+                            f"(={config.learning_rate}) or code.learning_rate (={config.code.learning_rate}); "
+                            "the last checkpoint is kept")
+        if runtime.rank == 0:
+            runtime.report(images_seen, {
+                "loss": loss / images, "train_psnr": psnr(squared / images), "code_norm": norm / images,
+                "learning_rate": factor * config.learning_rate,
+                "code_learning_rate": factor * config.code.learning_rate,
+                "images_per_s": self.timed_images / (time.perf_counter() - self.since),
+            })
+        self.restart_clock()
