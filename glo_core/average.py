@@ -29,9 +29,7 @@ class AveragedDecoder:
         torch._foreach_lerp_(list(self.decoder.parameters()), list(decoder.parameters()), 1 - decay)
 
     @torch.no_grad()
-    def refresh_statistics(
-        self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], runtime: Runtime
-    ) -> None:
+    def refresh_statistics(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], runtime: Runtime) -> None:
         """Recompute the running statistics, which belong to other weights, as means over `batches`.
 
         Args:

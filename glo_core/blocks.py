@@ -83,7 +83,11 @@ def write_block(path: Path, ids: Int64Array, pixels: UInt8Array, held_out: np.nd
     flat = np.ascontiguousarray(pixels).reshape(len(ids), -1)
     schema = pa.schema([("image_id", pa.int64()), ("image", pa.binary(int(flat.shape[1])))])
     groups = [np.flatnonzero(~held_out & (ids % shards == shard)) for shard in range(shards)]
-    with replacing(path) as temporary, pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as file:
+    with (
+        replacing(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, schema) as file,
+    ):
         for rows in [*groups, np.flatnonzero(held_out)]:
             buffers = [None, pa.py_buffer(np.ascontiguousarray(flat[rows]))]
             images = pa.FixedSizeBinaryArray.from_buffers(schema.field("image").type, len(rows), buffers)
@@ -107,8 +111,10 @@ def open_block(path: Path, config: DatasetConfig) -> Any:
         ) from None
     expected = pa.binary(config.image_bytes)
     if reader.num_record_batches != config.code_shards + 1 or reader.schema.field("image").type != expected:
-        raise UserError(f"{path}: {reader.num_record_batches} record batches of {reader.schema.field('image').type}, "
-                        f"where this dataset has {config.code_shards + 1} of {expected}")
+        raise UserError(
+            f"{path}: {reader.num_record_batches} record batches of {reader.schema.field('image').type}, "
+            f"where this dataset has {config.code_shards + 1} of {expected}"
+        )
     return reader
 
 
@@ -116,7 +122,8 @@ class BlockImages:
     """Images of a dataset's blocks, memory-mapped; see `ImageSource`."""
 
     def __init__(self, dataset: "Dataset", shards: Sequence[int], *, holdout: bool = False) -> None:
-        self.shards, self.code_shards = list(shards), dataset.config.code_shards
+        self.shards: Sequence[int] = list(shards)
+        self.code_shards = dataset.config.code_shards
         self.resolution, self.channels = dataset.config.resolution, dataset.config.channels
         self.snapshot = dataset.digest
         self._dataset = dataset
@@ -166,7 +173,7 @@ class TensorImages:
         self._hold(range(code_shards))
 
     def _hold(self, shards: Sequence[int]) -> None:
-        self.shards = list(shards)
+        self.shards: Sequence[int] = list(shards)
         by_shard = [np.flatnonzero(self._all_ids % self.code_shards == shard) for shard in shards]
         places = np.concatenate([rows[np.argsort(self._all_ids[rows])] for rows in by_shard])
         self.ids: Int64Array = self._all_ids[places]
@@ -182,8 +189,9 @@ class TensorImages:
         return selected
 
 
-def snapshot_digest(parent: str, config: DatasetConfig, ids: Int64Array, hashes: Sequence[bytes], removed: Int64Array
-                    ) -> str:
+def snapshot_digest(
+    parent: str, config: DatasetConfig, ids: Int64Array, hashes: Sequence[bytes], removed: Int64Array
+) -> str:
     """H(parent digest, config, content hashes, ids), in hex: the same wherever the files lie.
 
     Args:
@@ -268,4 +276,9 @@ def read_config(path: Path) -> DatasetConfig:
 
 def config_record(config: DatasetConfig) -> dict[str, Any]:
     """What `dataset.json` holds."""
-    return {"format_version": FORMAT_VERSION, "dtype": "uint8", "layout": "HWC", "config": dataclasses.asdict(config)}
+    return {
+        "format_version": FORMAT_VERSION,
+        "dtype": "uint8",
+        "layout": "HWC",
+        "config": dataclasses.asdict(config),
+    }

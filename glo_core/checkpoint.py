@@ -1,6 +1,6 @@
 """A checkpoint is keyed by code shard and is committed whole: parts first, `checkpoint.json` last.
 
-    every rank writes its shards | all ranks meet | rank 0 writes the mark | older ones are deleted
+every rank writes its shards | all ranks meet | rank 0 writes the mark | older ones are deleted
 """
 
 import dataclasses
@@ -30,7 +30,6 @@ from glo_core.files import (
     write_json,
 )
 from glo_core.hashing import Int64Array
-from glo_core.runtime import Runtime
 from glo_core.step import Learner
 
 MARK = "checkpoint.json"
@@ -46,8 +45,16 @@ class Position:
     step: int = 0
 
 
-def save_checkpoint(run: Path, learner: Learner, position: Position, *, shards: Sequence[int], code_shards: int,
-                    snapshot: str, keep: int = 2) -> Path:
+def save_checkpoint(
+    run: Path,
+    learner: Learner,
+    position: Position,
+    *,
+    shards: Sequence[int],
+    code_shards: int,
+    snapshot: str,
+    keep: int = 2,
+) -> Path:
     """Write and commit `<run>/checkpoints/<images seen>`; every rank calls this at the same position.
 
     Args:
@@ -64,12 +71,19 @@ def save_checkpoint(run: Path, learner: Learner, position: Position, *, shards: 
     if runtime.rank == 0:
         if any(where != gathered[0][0] for where, _ in gathered):
             raise RuntimeError(f"ranks are at different positions: {[where for where, _ in gathered]}")
-        write_json(directory / MARK, {
-            "format_version": FORMAT_VERSION, "position": dataclasses.asdict(position), "snapshot": snapshot,
-            "code_shards": code_shards, "code_dim": config.code.dim, "projection": config.code.projection,
-            "precision": config.precision,
-            "parts": {part["name"]: part for _, of_rank in gathered for part in of_rank},
-        })
+        write_json(
+            directory / MARK,
+            {
+                "format_version": FORMAT_VERSION,
+                "position": dataclasses.asdict(position),
+                "snapshot": snapshot,
+                "code_shards": code_shards,
+                "code_dim": config.code.dim,
+                "projection": config.code.projection,
+                "precision": config.precision,
+                "parts": {part["name"]: part for _, of_rank in gathered for part in of_rank},
+            },
+        )
         for old in committed(run)[:-keep]:
             (old / MARK).unlink()  # First the mark, so that a half deleted checkpoint is none.
             shutil.rmtree(old)
@@ -85,17 +99,24 @@ def _part(directory: Path, name: str) -> dict[str, Any]:
 def _write_decoder(directory: Path, learner: Learner) -> list[dict[str, Any]]:
     decoder = learner.decoder
     shape = {"code_dim": decoder.code_dim, "resolution": decoder.resolution, "channels": decoder.channels}
-    write_json(directory / "decoder.json",
-               {"format_version": FORMAT_VERSION, "config": dataclasses.asdict(learner.config.decoder), **shape})
+    write_json(
+        directory / "decoder.json",
+        {"format_version": FORMAT_VERSION, "config": dataclasses.asdict(learner.config.decoder), **shape},
+    )
     names = [name for name, _ in decoder.named_parameters()]
     state = learner.optimizer.state_dict()["state"]
     optimizer = {f"{names[i]}/{key}": value for i, values in state.items() for key, value in values.items()}
-    for name, tensors in [("decoder", decoder.state_dict()), ("averaged", learner.averaged.decoder.state_dict()),
-                          ("optimizer", optimizer)]:
+    for name, tensors in [
+        ("decoder", decoder.state_dict()),
+        ("averaged", learner.averaged.decoder.state_dict()),
+        ("optimizer", optimizer),
+    ]:
         # Safetensors keeps plain row-major tensors: the memory format is the device's business.
         write_bytes(directory / f"{name}.safetensors", save({k: v.cpu().contiguous() for k, v in tensors.items()}))
-    return [_part(directory, name)
-            for name in ("decoder.json", "decoder.safetensors", "averaged.safetensors", "optimizer.safetensors")]
+    return [
+        _part(directory, name)
+        for name in ("decoder.json", "decoder.safetensors", "averaged.safetensors", "optimizer.safetensors")
+    ]
 
 
 def shard_name(shard: int) -> str:
@@ -170,8 +191,10 @@ class Checkpoint:
         if not path.exists():
             raise UserError(f"{path}: missing from the checkpoint; {remedy}")
         if path.stat().st_size != expected["bytes"]:
-            raise UserError(f"{path}: {path.stat().st_size} bytes where checkpoint.json says {expected['bytes']}; "
-                            f"the file is cut short: {remedy}")
+            raise UserError(
+                f"{path}: {path.stat().st_size} bytes where checkpoint.json says {expected['bytes']}; "
+                f"the file is cut short: {remedy}"
+            )
         if digest_file(path) != expected["blake2b"]:
             raise UserError(f"{path}: its bytes are not those that were written (BLAKE2b differs); {remedy}")
         return path
@@ -199,8 +222,9 @@ class Checkpoint:
         """The decoder with averaged weights, in eval mode, on the CPU."""
         record = read_json(self.part("decoder.json"))
         config = DecoderConfig(**{**record["config"], "filters": tuple(record["config"]["filters"])})
-        decoder = SeedDecoder(config, code_dim=record["code_dim"], resolution=record["resolution"],
-                              channels=record["channels"])
+        decoder = SeedDecoder(
+            config, code_dim=record["code_dim"], resolution=record["resolution"], channels=record["channels"]
+        )
         tensors = self.tensors("averaged")
         decoder.to(next(iter(tensors.values())).dtype).load_state_dict(tensors)
         return decoder.eval()

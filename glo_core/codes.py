@@ -9,11 +9,12 @@ from typing import Literal
 
 import torch
 
+from glo_core.config import Config
 from glo_core.hashing import Int64Array
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodeConfig:
+class CodeConfig(Config):
     """The latent codes and their optimizer."""
 
     dim: int = 64

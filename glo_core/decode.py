@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
+
+from glo_core.config import Config
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -19,7 +21,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff",
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodePolicy:
+class DecodePolicy(Config):
     """How a file becomes pixels. Two datasets of different policies hold different images."""
 
     resolution: int = 64
@@ -75,11 +77,20 @@ def decode(data: bytes, policy: DecodePolicy) -> Decoded:
                 image.load()
                 upright = ImageOps.exif_transpose(image)
                 square = _central_square(_flatten(upright, policy), policy)
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise RejectedImageError("not an image of a known format") from None
     except Image.DecompressionBombError:
         raise RejectedImageError("too many pixels") from None
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, struct.error) as error:
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        IndexError,
+        TypeError,
+        KeyError,
+        struct.error,
+    ) as error:
         raise RejectedImageError(f"broken: {str(error) or type(error).__name__}".replace("\n", " ")[:120]) from None
     return Decoded(np.asarray(square).reshape(policy.resolution, policy.resolution, policy.channels), width, height)
 
@@ -105,5 +116,7 @@ def _central_square(image: Image.Image, policy: DecodePolicy) -> Image.Image:
     left, top = (image.width - side) // 2, (image.height - side) // 2
     # Pillow's filters widen with the reduction, so that bicubic downscaling is antialiased.
     return image.resize(
-        (policy.resolution, policy.resolution), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
+        (policy.resolution, policy.resolution),
+        Image.Resampling.BICUBIC,
+        box=(left, top, left + side, top + side),
     )

@@ -1,16 +1,18 @@
 """The decoder: code -> image. The seed's transposed convolutions, at any resolution 4 * 2^n."""
 
+import itertools
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from glo_core.config import Config
 from glo_core.runtime import AllSum, Runtime
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
+class DecoderConfig(Config):
     """The seed's decoder."""
 
     filters: tuple[int, ...] = ()
@@ -100,7 +102,7 @@ class SeedDecoder(nn.Module):
         self.code_dim, self.resolution, self.channels = code_dim, resolution, channels
         widths = config.widths(resolution)
         layers = [nn.ConvTranspose2d(code_dim, widths[0], 4, bias=False)]
-        layers += [_doubling(a, b, config.kernel_size, bias=False) for a, b in zip(widths, widths[1:], strict=False)]
+        layers += [_doubling(a, b, config.kernel_size, bias=False) for a, b in itertools.pairwise(widths)]
         self.convolutions = nn.ModuleList(layers)
         self.norms = nn.ModuleList([MaskedBatchNorm(width, config.batch_norm_momentum) for width in widths])
         self.output = _doubling(widths[-1], channels, 3, bias=True)

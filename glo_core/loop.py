@@ -13,6 +13,7 @@ from glo_core import order
 from glo_core.blocks import ImageSource
 from glo_core.checkpoint import Checkpoint, Position, committed, save_checkpoint
 from glo_core.codes import CodeTable
+from glo_core.config import Config
 from glo_core.decoder import SeedDecoder
 from glo_core.files import UserError, write_bytes, write_json
 from glo_core.metrics import pca_psnr, psnr, reconstruction_psnr
@@ -45,7 +46,7 @@ class Phase:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Intervals:
+class Intervals(Config):
     """How often things happen, in images; none of it changes the result."""
 
     report: int = 10_000
@@ -86,8 +87,9 @@ class Epochs:
             raise UserError(too_many_workers(runtime.world_size, images.code_shards, config.batch_size))
         self.rows_per_step = config.batch_size // self.lanes
         self.mine = order.lanes_of_rank(runtime.rank, world_size=runtime.world_size, lanes=self.lanes)
-        shards = [order.shards_of_lane(int(lane), code_shards=images.code_shards, lanes=self.lanes)
-                  for lane in self.mine]
+        shards = [
+            order.shards_of_lane(int(lane), code_shards=images.code_shards, lanes=self.lanes) for lane in self.mine
+        ]
         self.images = images.select([int(shard) for of_lane in shards for shard in of_lane])
         lane_of_row = self.images.ids % self.lanes
         sizes = torch.zeros(self.lanes, dtype=torch.int64)
@@ -101,10 +103,18 @@ class Epochs:
     def deal(self, epoch: int) -> order.LaneEpoch:
         """Rows of this rank's table, int64 `[steps, b]`, and which are live, bool `[steps, b]`."""
         first = np.concatenate([[0], np.cumsum(self.sizes[self.mine])])
-        dealt = [order.lane_epoch(self.images.ids[first[i] : first[i + 1]], steps=self.steps,
-                                  rows_per_step=self.rows_per_step, seed=self.config.seed, epoch=epoch, lane=int(lane),
-                                  snapshot=self.snapshot)
-                 for i, lane in enumerate(self.mine)]
+        dealt = [
+            order.lane_epoch(
+                self.images.ids[first[i] : first[i + 1]],
+                steps=self.steps,
+                rows_per_step=self.rows_per_step,
+                seed=self.config.seed,
+                epoch=epoch,
+                lane=int(lane),
+                snapshot=self.snapshot,
+            )
+            for i, lane in enumerate(self.mine)
+        ]
         rows = np.concatenate([lane.rows + first[i] for i, lane in enumerate(dealt)], axis=1)
         # A lane without images points past its end: any row will do, since none of them is live.
         rows = np.minimum(rows, max(len(self.images.ids) - 1, 0))
@@ -113,13 +123,20 @@ class Epochs:
 
 def too_many_workers(workers: int, code_shards: int, batch_size: int) -> str:
     lanes = order.num_lanes(code_shards, batch_size)
-    return (f"workers={workers} is more than the {lanes} lanes of code_shards={code_shards} and "
-            f"batch_size={batch_size}; use at most {lanes} workers")
+    return (
+        f"workers={workers} is more than the {lanes} lanes of code_shards={code_shards} and "
+        f"batch_size={batch_size}; use at most {lanes} workers"
+    )
 
 
 def train(
-    config: TrainConfig, images: ImageSource, phase: Phase, *, runtime: Runtime | None = None,
-    run: Path | None = None, intervals: Intervals | None = None,
+    config: TrainConfig,
+    images: ImageSource,
+    phase: Phase,
+    *,
+    runtime: Runtime | None = None,
+    run: Path | None = None,
+    intervals: Intervals | None = None,
 ) -> Trained:
     """Train to the phase's target, going on from the run's newest checkpoint if there is one.
 
@@ -142,8 +159,14 @@ def train(
     def checkpoint() -> None:
         learner.averaged.refresh_statistics(_statistics_batches(learner.table, epochs), runtime)
         if run is not None:
-            save_checkpoint(run, learner, position, shards=epochs.images.shards,
-                            code_shards=images.code_shards, snapshot=images.snapshot)
+            save_checkpoint(
+                run,
+                learner,
+                position,
+                shards=epochs.images.shards,
+                code_shards=images.code_shards,
+                snapshot=images.snapshot,
+            )
 
     # Epochs of steps.
     while position.images_seen < phase.target and not stopped:
@@ -170,17 +193,31 @@ def train(
     # The end: a checkpoint, and the figures over one full pass.
     checkpoint()
     if stopped and position.images_seen < phase.target:
-        return Trained(decoder=learner.averaged.decoder, table=learner.table, position=position, metrics={},
-                       finished=False)
-    metrics = {"psnr": reconstruction_psnr(learner.averaged.decoder, learner.table, epochs.images, runtime),
-               "pca_psnr": pca_psnr(epochs.images, config.code.dim, runtime)}
+        return Trained(
+            decoder=learner.averaged.decoder,
+            table=learner.table,
+            position=position,
+            metrics={},
+            finished=False,
+        )
+    metrics = {
+        "psnr": reconstruction_psnr(learner.averaged.decoder, learner.table, epochs.images, runtime),
+        "pca_psnr": pca_psnr(epochs.images, config.code.dim, runtime),
+    }
     if runtime.rank == 0:
         runtime.report(position.images_seen, metrics)
         if run is not None:
-            write_json(run / "metrics" / f"{position.images_seen}.json",
-                       {"format_version": 1, "images_seen": position.images_seen, **metrics})
-    return Trained(decoder=learner.averaged.decoder, table=learner.table, position=position, metrics=metrics,
-                   finished=True)
+            write_json(
+                run / "metrics" / f"{position.images_seen}.json",
+                {"format_version": 1, "images_seen": position.images_seen, **metrics},
+            )
+    return Trained(
+        decoder=learner.averaged.decoder,
+        table=learner.table,
+        position=position,
+        metrics=metrics,
+        finished=True,
+    )
 
 
 def start_codes(config: TrainConfig, images: ImageSource, runtime: Runtime, run: Path | None) -> torch.Tensor:
@@ -215,8 +252,12 @@ def _restore(learner: Learner, epochs: Epochs, phase: Phase, run: Path | None) -
 def _advance(position: Position, epochs: Epochs) -> Position:
     seen = int(epochs.images_before[position.step + 1] - epochs.images_before[position.step])
     last = position.step + 1 == epochs.steps
-    return Position(images_seen=position.images_seen + seen, phase=position.phase,
-                    epoch=position.epoch + last, step=0 if last else position.step + 1)
+    return Position(
+        images_seen=position.images_seen + seen,
+        phase=position.phase,
+        epoch=position.epoch + last,
+        step=0 if last else position.step + 1,
+    )
 
 
 def _crossed(before: Position, after: Position, interval: int) -> bool:
@@ -231,7 +272,10 @@ def _agreed_to_stop(runtime: Runtime) -> bool:
 def _statistics_batches(table: CodeTable, epochs: Epochs) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     dealt, device = epochs.deal(0), table.raw.device
     for rows, live in zip(dealt.rows[:STATISTICS_STEPS], dealt.live[:STATISTICS_STEPS], strict=True):
-        yield table.codes(torch.from_numpy(rows).to(device)), torch.from_numpy(live).to(device, table.raw.dtype)
+        yield (
+            table.codes(torch.from_numpy(rows).to(device)),
+            torch.from_numpy(live).to(device, table.raw.dtype),
+        )
 
 
 class Meter:
@@ -261,14 +305,21 @@ class Meter:
         loss, squared, norm, images = runtime.all_sum(self.sums).tolist()
         self.sums.zero_()
         if not math.isfinite(loss):
-            raise UserError(f"loss={loss} at {images_seen} images: training diverged; lower learning_rate "
-                            f"(={config.learning_rate}) or code.learning_rate (={config.code.learning_rate}); "
-                            "the last checkpoint is kept")
+            raise UserError(
+                f"loss={loss} at {images_seen} images: training diverged; lower learning_rate "
+                f"(={config.learning_rate}) or code.learning_rate (={config.code.learning_rate}); "
+                "the last checkpoint is kept"
+            )
         if runtime.rank == 0:
-            runtime.report(images_seen, {
-                "loss": loss / images, "train_psnr": psnr(squared / images), "code_norm": norm / images,
-                "learning_rate": factor * config.learning_rate,
-                "code_learning_rate": factor * config.code.learning_rate,
-                "images_per_s": self.timed_images / (time.perf_counter() - self.since),
-            })
+            runtime.report(
+                images_seen,
+                {
+                    "loss": loss / images,
+                    "train_psnr": psnr(squared / images),
+                    "code_norm": norm / images,
+                    "learning_rate": factor * config.learning_rate,
+                    "code_learning_rate": factor * config.code.learning_rate,
+                    "images_per_s": self.timed_images / (time.perf_counter() - self.since),
+                },
+            )
         self.restart_clock()

@@ -76,8 +76,10 @@ def pca_psnr(images: ImageSource, components: int, runtime: Runtime, *, passes: 
 
 
 def _chunks(images: ImageSource) -> list[np.ndarray[tuple[int], np.dtype[np.int64]]]:
-    return [np.arange(start, min(start + _CHUNK, len(images.ids)), dtype=np.int64)
-            for start in range(0, len(images.ids), _CHUNK)]
+    return [
+        np.arange(start, min(start + _CHUNK, len(images.ids)), dtype=np.int64)
+        for start in range(0, len(images.ids), _CHUNK)
+    ]
 
 
 def _float_chunks(images: ImageSource, device: torch.device):  # type: ignore[no-untyped-def]

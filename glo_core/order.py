@@ -62,7 +62,15 @@ def images_before_step(lane_sizes: Int64Array, steps: int) -> Int64Array:
 
 
 def lane_epoch(
-    ids: Int64Array, *, steps: int, rows_per_step: int, seed: int, epoch: int, lane: int, snapshot: str, window: int = 0
+    ids: Int64Array,
+    *,
+    steps: int,
+    rows_per_step: int,
+    seed: int,
+    epoch: int,
+    lane: int,
+    snapshot: str,
+    window: int = 0,
 ) -> LaneEpoch:
     """Deal a lane's rows evenly over the steps of an epoch, each row exactly once.
 

@@ -40,8 +40,11 @@ class SingleProcess:
 
     rank, world_size = 0, 1
 
-    def __init__(self, device: str | torch.device = "cpu", on_report: Callable[[int, Metrics], None] | None = None,
-                 ) -> None:
+    def __init__(
+        self,
+        device: str | torch.device = "cpu",
+        on_report: Callable[[int, Metrics], None] | None = None,
+    ) -> None:
         self.device = torch.device(device)
         self.on_report = on_report
         self.stop = False
@@ -66,10 +69,13 @@ class SingleProcess:
 class TorchDistributed(SingleProcess):
     """Ranks of the initialized default process group of `torch.distributed` (torchrun, Ray Train)."""
 
-    def __init__(self, device: str | torch.device = "cpu", on_report: Callable[[int, Metrics], None] | None = None,
-                 ) -> None:
+    def __init__(
+        self,
+        device: str | torch.device = "cpu",
+        on_report: Callable[[int, Metrics], None] | None = None,
+    ) -> None:
         super().__init__(device, on_report)
-        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()  # type: ignore[misc]
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
 
     def all_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.world_size > 1:

@@ -4,6 +4,7 @@ Both are functions of the seed, the images and their ids, never of how many rank
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -111,7 +112,7 @@ class PcaStart:
         return save({"mean": self.mean, "components": self.components, "scale": self.scale, "radius": self.radius})
 
     @classmethod
-    def load(cls, path: str) -> Self:
+    def load(cls, path: Path) -> Self:
         return cls(**load_file(path))
 
 

@@ -14,6 +14,7 @@ import torch
 from glo_core.average import AveragedDecoder
 from glo_core.blocks import ImageSource
 from glo_core.codes import CodeConfig, CodeTable
+from glo_core.config import Config
 from glo_core.decoder import DecoderConfig, SeedDecoder
 from glo_core.hashing import Int64Array
 from glo_core.losses import LOSSES, mse, to_target, to_unit
@@ -23,7 +24,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Config):
     """What decides a training's result, but for its length."""
 
     seed: int = 0
@@ -69,8 +70,13 @@ class Learner:
     def __init__(self, config: TrainConfig, images: ImageSource, start_codes: torch.Tensor, runtime: Runtime) -> None:
         """Build everything in its initial state; `start_codes` is `[len(images.ids), code.dim]`."""
         self.config, self.runtime, self.dtype = config, runtime, DTYPES[config.precision]
-        decoder = SeedDecoder(config.decoder, code_dim=config.code.dim, resolution=images.resolution,
-                              channels=images.channels, seed=config.seed)
+        decoder = SeedDecoder(
+            config.decoder,
+            code_dim=config.code.dim,
+            resolution=images.resolution,
+            channels=images.channels,
+            seed=config.seed,
+        )
         self.decoder = decoder.to(runtime.device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = AveragedDecoder(self.decoder, config.average_half_life)
         self.optimizer = torch.optim.Adam(self.decoder.parameters(), lr=config.learning_rate, fused=True)

@@ -1,0 +1,88 @@
+"""Grids of images: reconstructions, samples, interpolations, and samples beside their nearest training images."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from glo_core.blocks import ImageSource
+from glo_core.codes import PROJECTIONS
+from glo_core.decode import UInt8Array
+from glo_core.decoder import SeedDecoder
+from glo_core.hashing import Int64Array
+from glo_core.losses import to_unit
+
+_CHUNK = 256
+GAP = 2
+"""Pixels between the tiles of a grid."""
+
+
+@torch.inference_mode()
+def decode_codes(decoder: SeedDecoder, codes: torch.Tensor) -> UInt8Array:
+    """Images of `codes` `[n, code_dim]` by a decoder in eval mode, uint8 `[n, H, W, C]`."""
+    weight = next(decoder.parameters())
+    images = [to_unit(decoder(chunk.to(weight))).mul(255).round().byte() for chunk in codes.split(_CHUNK)]
+    return torch.cat(images).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def grid(rows: Sequence[UInt8Array]) -> Image.Image:
+    """Lay out `rows` of equally many images (each uint8 `[columns, H, W, C]`), the first row on top, with gaps."""
+    tiles = np.stack(rows)  # [rows, columns, H, W, C]
+    padded = np.pad(tiles, ((0, 0), (0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=255)
+    count, columns, height, width, channels = padded.shape
+    sheet = padded.transpose(0, 2, 1, 3, 4).reshape(count * height, columns * width, channels)[:-GAP, :-GAP]
+    return Image.fromarray(sheet.squeeze(2) if channels == 1 else sheet)
+
+
+def in_rows(images: UInt8Array, columns: int) -> list[UInt8Array]:
+    """Cut `images` `[n, H, W, C]` into rows of `columns`; a last row that is not full is left out."""
+    return [images[i : i + columns] for i in range(0, len(images) - columns + 1, columns)] or [images]
+
+
+def interpolate(start: torch.Tensor, end: torch.Tensor, steps: int, projection: str) -> torch.Tensor:
+    """Codes on the straight line from `start` to `end` (`[dim]` each), then projected. `[steps, dim]`."""
+    weights = torch.linspace(0, 1, steps, dtype=start.dtype).unsqueeze(1)
+    return PROJECTIONS[projection](torch.lerp(start, end, weights))
+
+
+class Neighbours(NamedTuple):
+    """Nearest training images of some queries, nearest first."""
+
+    distances: npt.NDArray[np.float32]
+    """Mean squared error of pixels in [0, 1], float32 `[queries, k]`"""
+    ids: Int64Array
+    """Image ids, int64 `[queries, k]`"""
+
+    def merge(self, other: "Neighbours") -> "Neighbours":
+        """The nearest of two searches over different images; of equal distances, the lower id."""
+        distances = np.concatenate([self.distances, other.distances], axis=1)
+        ids = np.concatenate([self.ids, other.ids], axis=1)
+        nearest = np.lexsort((ids, distances), axis=1)[:, : self.ids.shape[1]]
+        return Neighbours(np.take_along_axis(distances, nearest, 1), np.take_along_axis(ids, nearest, 1))
+
+
+def nearest(queries: UInt8Array, images: ImageSource, k: int) -> Neighbours:
+    """Search all of `images` for the `k` nearest of each of `queries` (uint8 `[q, H, W, C]`) by pixel error.
+
+    Fewer than `k` images leave distances of infinity and ids of -1.
+    """
+    flat = torch.from_numpy(queries.reshape(len(queries), -1) / 255.0)
+    best = Neighbours(np.full((len(flat), k), np.inf, np.float32), np.full((len(flat), k), -1, np.int64))
+    for start in range(0, len(images.ids), _CHUNK):
+        rows = np.arange(start, min(start + _CHUNK, len(images.ids)))
+        candidates = images.gather(rows).flatten(1).double() / 255
+        # |q - x|^2 = |q|^2 - 2 q.x + |x|^2
+        squared = flat.square().sum(1, keepdim=True) - 2 * flat @ candidates.T + candidates.square().sum(1)
+        distances = (squared.clamp_min(0) / flat.shape[1]).float().numpy()
+        ids = np.broadcast_to(images.ids[rows], distances.shape)
+        best = best.merge(Neighbours(distances, ids))
+    return best
+
+
+def gather_ids(images: ImageSource, ids: Int64Array) -> UInt8Array:
+    """Images by id, uint8 `[n, H, W, C]`. Every id must be held."""
+    order = np.argsort(images.ids)
+    return images.gather(order[np.searchsorted(images.ids, ids, sorter=order)]).numpy()

@@ -1,0 +1,18 @@
+"""Dataset -> codes and decoder. The same command again goes on where training stopped."""
+
+from pathlib import Path
+from typing import Any
+
+from glo_core.files import read_json
+from jobs.cli import main
+from pipelines.training import TrainJob, run_training
+
+
+def recorded(values: dict[str, Any]) -> dict[str, Any]:
+    """The recipe of a run that is there already."""
+    path = Path(values.get("run", "")) / "run.json"
+    return dict(read_json(path).get("identity", {})) if path.is_file() else {}
+
+
+if __name__ == "__main__":
+    main("train", TrainJob, run_training, recorded=recorded)

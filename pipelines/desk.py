@@ -1,0 +1,123 @@
+"""What passes between a training's driver and its ranks: metrics one way, the wish to stop the other.
+
+rank 0 --metrics--> Desk (an actor) --> driver: progress.jsonl, MLflow, progress bar
+driver: Ctrl-C --> Desk --> rank 0 --> every rank, at the same step
+"""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import torch
+from tqdm import tqdm
+
+from glo_core.runtime import Metrics, TorchDistributed
+from pipelines.stage import Stage
+
+Report = tuple[int, int, Metrics]
+"""Milliseconds since 1970, images seen, metrics."""
+
+
+class Desk:
+    """An actor between the driver and the ranks: metrics one way, the wish to stop the other."""
+
+    def __init__(self) -> None:
+        self.reports: list[Report] = []
+        self.stop = False
+
+    def put(self, report: Report) -> None:
+        self.reports.append(report)
+
+    def take(self) -> list[Report]:
+        taken, self.reports = self.reports, []
+        return taken
+
+    def request_stop(self) -> None:
+        self.stop = True
+
+    def stop_requested(self) -> bool:
+        return self.stop
+
+
+class RayRuntime(TorchDistributed):
+    """A rank of Ray Train, in touch with the driver's desk."""
+
+    def __init__(self, device: torch.device, desk: Any) -> None:
+        super().__init__(device)
+        self.desk = desk
+        self._answer: Any = None
+
+    def report(self, images_seen: int, metrics: Metrics) -> None:
+        ray.get(self.desk.put.remote((int(time.time() * 1000), images_seen, metrics)))
+
+    def stop_requested(self) -> bool:
+        # Rank 0 asks, and training does not wait for the answer: it is read when it has come.
+        if self.rank == 0 and not self.stop:
+            if self._answer is None:
+                self._answer = self.desk.stop_requested.remote()
+            elif ray.wait([self._answer], timeout=0)[0]:
+                self.stop, self._answer = ray.get(self._answer), None
+        return self.stop
+
+
+@contextmanager
+def stopping(desk: Any) -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM (`ray job stop`) into a wish that the ranks agree on; a second one ends at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _frame: Any) -> None:
+        print("train: stopping with a checkpoint; once more ends at once, without one", flush=True)
+        desk.request_stop.remote()
+        for each in before:
+            signal.signal(each, before[each])
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def following(desk: Any, stage: Stage, target: int) -> Iterator[None]:
+    """Drain the desk on a thread: to `progress.jsonl`, to MLflow, and to one progress bar for the whole job."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        with (
+            tqdm(total=target, unit="img", desc="train", mininterval=1, unit_scale=True) as bar,
+            (stage.directory / "progress.jsonl").open("a") as log,
+        ):
+            while True:
+                last = ended.wait(1.0)
+                _drain(ray.get(desk.take.remote()), stage, bar, log)
+                if last:
+                    return
+
+    follower = threading.Thread(target=follow, name="follow-training", daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        follower.join(timeout=30)
+
+
+def _drain(reports: list[Report], stage: Stage, bar: Any, log: Any) -> None:
+    for _, images_seen, metrics in reports:
+        log.write(json.dumps({"images_seen": images_seen, **metrics}) + "\n")
+        bar.update(images_seen - bar.n)
+        if "loss" in metrics:
+            bar.set_postfix(loss=f"{metrics['loss']:.4f}", psnr=f"{metrics['train_psnr']:.2f}")
+    log.flush()
+    stage.tracker.history(reports)

@@ -1,0 +1,47 @@
+"""The connection to Ray: a running cluster where RAY_ADDRESS names one, else this machine for the job's length."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import ray
+
+from glo_core.files import UserError
+
+
+@contextlib.contextmanager
+def ray_session() -> Iterator[None]:
+    """Connect to Ray; a session that is already there is used and left alone.
+
+    Raises:
+        UserError: if RAY_ADDRESS names a cluster that does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(logging_level=logging.WARNING)
+        else:
+            # Without a dashboard, Ray Train's housekeeping would complain every second on the job's own output; what
+            # workers print is in Ray's session directory.
+            ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        line = str(error).splitlines()[0]
+        if address:
+            raise UserError(
+                f"RAY_ADDRESS={address}: no Ray cluster answers there ({line}); start one, or unset "
+                "RAY_ADDRESS to run on this machine"
+            ) from None
+        raise UserError(f"Ray does not start on this machine: {line}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def num_cpus() -> float:
+    """Logical CPUs of the cluster."""
+    return float(ray.cluster_resources().get("CPU", 1))

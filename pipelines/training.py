@@ -1,0 +1,262 @@
+"""Training on Ray Train: each worker owns lanes of the code table; the driver tracks and can ask to stop.
+
+driver: stage, phase, MLflow  <--- Desk (an actor) ---  rank 0: metrics;  Desk ---> every rank: stop?
+workers: glo_core.loop.train on their own lanes of the mapped blocks
+"""
+
+import dataclasses
+import json
+import math
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from glo_core import order
+from glo_core.blocks import Dataset
+from glo_core.checkpoint import Checkpoint, committed
+from glo_core.decoder import SeedDecoder, num_parameters
+from glo_core.files import UserError
+from glo_core.loop import Intervals, Phase, too_many_workers, train
+from glo_core.step import TrainConfig
+from pipelines.desk import Desk, RayRuntime, following, stopping
+from pipelines.session import num_cpus, ray_session
+from pipelines.stage import Input, Stage, identity_of, open_stage
+from pipelines.tracking import TrackingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(TrainConfig):
+    """A recipe of training, its length, and how it is carried out."""
+
+    images: int = 1_000_000
+    """Images to see in all; a larger number on a finished run trains on"""
+    workers: int = 1
+    """Ray Train workers; the result does not depend on it"""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto takes a GPU for each worker where the cluster has them"""
+    max_failures: int = 3
+    """Lost workers after which training gives up; each time it goes on from the last checkpoint"""
+    intervals: Intervals = dataclasses.field(default_factory=Intervals)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("images", "workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` (={getattr(self, name)}) must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob(TrainSettings, TrackingConfig):
+    """Train codes and decoder on a dataset; the same command again goes on where it stopped."""
+
+    dataset: Path
+    """Directory of the dataset"""
+    run: Path
+    """Directory of the run, made if it is not there"""
+
+
+def run_training(job: TrainJob) -> dict[str, Any]:
+    """Train, and return what `done.json` holds.
+
+    Raises:
+        UserError: if the run belongs to another dataset or recipe or is in use, there are more workers than lanes,
+            the cluster is too small, or training failed for a reason that the user can mend.
+    """
+    dataset = Dataset.open(job.dataset)
+    _check(job, dataset)
+    made_by = dataset.snapshots[-1].get("mlflow_run_id")
+    inputs = {"dataset": Input(job.dataset, dataset.root_digest, made_by)}
+    with open_stage(
+        "train",
+        job.run,
+        root=job.run.parent,
+        identity=identity_of(job, TrainConfig),
+        inputs=inputs,
+        tracking=job,
+    ) as stage:
+        phase, snapshot = _phase(stage, job, dataset)
+        if phase is None:
+            done = stage.done or {}
+            print(
+                f"train: {job.run} has seen {done.get('images_seen')} images already, nothing to do; "
+                f"--images above that trains on. {_figures(done)}",
+                flush=True,
+            )
+            return done
+        stage.begin(
+            {
+                **stage.record["identity"],
+                "images": phase.target,
+                "workers": job.workers,
+                "device": job.device,
+                "phase": phase.number,
+            }
+        )
+        _print_plan(job, dataset, phase)
+        with ray_session():
+            _fit(job, stage, phase, snapshot)
+        position = Checkpoint.latest(job.run).position
+        if position.images_seen < phase.target:
+            print(
+                f"train: stopped at {position.images_seen} of {phase.target} images with a checkpoint; "
+                "the same command goes on",
+                flush=True,
+            )
+            raise SystemExit(130)
+        metrics = json.loads((job.run / "metrics" / f"{position.images_seen}.json").read_text())
+        stage.finish(
+            {
+                "images_seen": position.images_seen,
+                "phase": phase.number,
+                "snapshot": snapshot,
+                "psnr": metrics["psnr"],
+                "pca_psnr": metrics["pca_psnr"],
+            }
+        )
+        print(f"train: done, {job.run} has seen {position.images_seen} images. {_figures(metrics)}", flush=True)
+        return stage.done or {}
+
+
+def _figures(metrics: dict[str, Any]) -> str:
+    if "psnr" not in metrics:
+        return ""
+    return f"PSNR {metrics['psnr']:.2f} dB; PCA of the same dimension, on the same images: {metrics['pca_psnr']:.2f} dB"
+
+
+def _check(job: TrainJob, dataset: Dataset) -> None:
+    try:
+        job.decoder.widths(dataset.config.resolution)
+    except ValueError as error:
+        raise UserError(f"{job.dataset}: {error}") from None
+    lanes = order.num_lanes(dataset.config.code_shards, job.batch_size)
+    if job.workers > lanes:
+        raise UserError(too_many_workers(job.workers, dataset.config.code_shards, job.batch_size))
+
+
+def _print_plan(job: TrainJob, dataset: Dataset, phase: Phase) -> None:
+    config = dataset.config
+    decoder = SeedDecoder(job.decoder, code_dim=job.code.dim, resolution=config.resolution, channels=config.channels)
+    lanes = order.num_lanes(config.code_shards, job.batch_size)
+    overload = order.overload(world_size=job.workers, lanes=lanes)
+    print(
+        f"train: {dataset.num_train} images of {config.resolution} px, {config.channels} channel(s); codes of "
+        f"{job.code.dim}; decoder of {num_parameters(decoder):,} parameters; to {phase.target:,} images seen "
+        f"({phase.target / max(dataset.num_train, 1):.1f} epochs); {job.workers} worker(s) on {lanes} lanes",
+        flush=True,
+    )
+    if overload > 1:
+        print(
+            f"train: {lanes} lanes do not divide among {job.workers} workers: the slowest carries "
+            f"{overload:.2f} times an even share",
+            flush=True,
+        )
+
+
+def _phase(stage: Stage, job: TrainJob, dataset: Dataset) -> tuple[Phase | None, str]:
+    """The phase to train, entered in the record, and its snapshot; None if its target was reached before."""
+    phases: list[dict[str, Any]] = stage.record.setdefault("phases", [])
+    marks = committed(job.run)
+    seen = Checkpoint(marks[-1]).position.images_seen if marks else 0
+    if marks:
+        dataset.at(Checkpoint(marks[-1]).snapshot)  # Refuse a dataset that no longer holds what was trained on.
+    if stage.done is None and phases and phases[-1]["target"] == job.images:
+        last = phases[-1]
+        dataset.at(last["snapshot"])
+    elif seen >= job.images:
+        return None, ""
+    else:
+        last = {"start": seen, "target": job.images, "snapshot": dataset.digest}
+        phases.append(last)
+    phase = Phase(number=len(phases) - 1, start=last["start"], target=last["target"])
+    return phase, last["snapshot"]
+
+
+# ---------------------------------------------------------------- driver and workers
+
+
+def _fit(job: TrainJob, stage: Stage, phase: Phase, snapshot: str) -> None:
+    resources = _worker_resources(job)
+    desk = ray.remote(Desk).options(num_cpus=0).remote()
+    config = TrainConfig(**{f.name: getattr(job, f.name) for f in dataclasses.fields(TrainConfig)})
+    arguments = {
+        "config": config,
+        "phase": phase,
+        "intervals": job.intervals,
+        "dataset": str(job.dataset),
+        "snapshot": snapshot,
+        "run": str(job.run),
+        "desk": desk,
+        "threads": max(1, int(resources["CPU"])),
+    }
+    # Ray Train wants a place of its own, and is never the keeper of a checkpoint.
+    scratch = job.run / "ray"
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=arguments,
+        scaling_config=ScalingConfig(
+            num_workers=job.workers, use_gpu="GPU" in resources, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=f"phase-{phase.number}-{uuid.uuid4().hex[:8]}",
+            storage_path=str(scratch),
+            failure_config=FailureConfig(max_failures=job.max_failures),
+        ),
+    )
+    with stopping(desk), following(desk, stage, phase.target):
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _reason(error) from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _worker_resources(job: TrainJob) -> dict[str, float]:
+    """An even share of the cluster's CPUs, and a GPU where the job wants one."""
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    use_gpu = job.device == "gpu" or (job.device == "auto" and gpus >= job.workers)
+    if use_gpu and gpus < job.workers:
+        raise UserError(
+            f"device=gpu with workers={job.workers} needs as many GPUs, and the cluster has {gpus}; "
+            "use fewer workers, or device=cpu"
+        )
+    share = num_cpus() / job.workers
+    cpus = {"CPU": float(math.floor(share)) if share >= 1 else share}
+    return cpus | ({"GPU": 1.0} if use_gpu else {})
+
+
+def train_worker(arguments: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    # Ray sets OMP_NUM_THREADS=1, which would leave most of a worker's share idle.
+    torch.set_num_threads(arguments["threads"])
+    runtime = RayRuntime(ray.train.torch.get_device(), arguments["desk"])
+    dataset = Dataset.open(Path(arguments["dataset"])).at(arguments["snapshot"])
+    train(
+        arguments["config"],
+        dataset.images(),
+        arguments["phase"],
+        runtime=runtime,
+        run=Path(arguments["run"]),
+        intervals=arguments["intervals"],
+    )
+
+
+def _reason(error: Exception) -> UserError:
+    """The one line behind Ray's report of a failure."""
+    failures = list(getattr(error, "worker_failures", {}).values()) or [error]
+    for failure in failures:
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, UserError):
+                return cause
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    first = str(failures[0]).strip().splitlines()
+    return UserError(f"training failed: {first[-1] if first else type(failures[0]).__name__}")
