@@ -240,10 +240,15 @@ class Checkpoint:
         """Bring `learner` to this checkpoint's state. Rows that it does not hold keep their start."""
         learner.decoder.load_state_dict(self.tensors("decoder"))
         learner.averaged.decoder.load_state_dict(self.tensors("averaged"))
+        parameters = list(learner.decoder.parameters())
         names = {name: i for i, (name, _) in enumerate(learner.decoder.named_parameters())}
         state: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in self.tensors("optimizer").items():
             name, _, slot = key.rpartition("/")
+            parameter = parameters[names[name]]
+            if value.shape == parameter.shape:
+                # The fused optimizer walks parameter and state side by side: both need the same memory format.
+                value = torch.empty_like(parameter, requires_grad=False).copy_(value)
             state.setdefault(names[name], {})[slot] = value
         learner.optimizer.load_state_dict({**learner.optimizer.state_dict(), "state": state})
         for shard in shards:

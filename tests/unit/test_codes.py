@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+import torch
+
+from glo_core.codes import CodeConfig, CodeTable, to_ball, to_sphere
+
+
+def table(projection: str, rows: int = 6, dim: int = 3) -> CodeTable:
+    raw = torch.randn(rows, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return CodeTable(CodeConfig(dim=dim, projection=projection, beta1=0.9, beta2=0.99), np.arange(rows), raw)
+
+
+def test_row_wise_adam_equals_one_torch_adam_per_row() -> None:
+    codes = table("sphere")
+    rows = [torch.nn.Parameter(row.clone()) for row in codes.raw]
+    reference = [torch.optim.Adam([row], lr=0.1, betas=(0.9, 0.99), eps=1e-8) for row in rows]
+    generator = torch.Generator().manual_seed(1)
+    for batch in ([0, 1, 2], [2, 5], [0], [1, 2, 3, 4, 5], [0, 5]):
+        grad = torch.randn(len(batch), 3, dtype=torch.float64, generator=generator)
+        codes.update(torch.tensor(batch), grad, 0.1)
+        for place, row in enumerate(batch):
+            rows[row].grad = grad[place].clone()
+            reference[row].step()
+    torch.testing.assert_close(codes.raw, torch.stack([row.detach() for row in rows]), rtol=1e-12, atol=1e-14)
+    assert codes.num_updates.tolist() == [3, 2, 3, 1, 1, 3]
+
+
+def test_an_update_touches_no_row_outside_the_batch() -> None:
+    codes = table("sphere")
+    before = [tensor.clone() for tensor in (codes.raw, codes.exp_avg, codes.exp_avg_sq, codes.num_updates)]
+    codes.update(torch.tensor([1, 4]), torch.ones(2, 3, dtype=torch.float64), 0.1)
+    after = (codes.raw, codes.exp_avg, codes.exp_avg_sq, codes.num_updates)
+    others = [0, 2, 3, 5]
+    for old, new in zip(before, after, strict=True):
+        assert torch.equal(old[others], new[others])
+        assert not torch.equal(old[[1, 4]], new[[1, 4]])
+
+
+def test_ball_projects_after_the_update_and_only_from_outside() -> None:
+    codes = table("ball")
+    codes.raw = to_ball(codes.raw) * 0.9
+    codes.update(torch.arange(6), torch.randn(6, 3, dtype=torch.float64), 0.5)
+    norms = codes.raw.norm(dim=1)
+    assert norms.max() <= 1 + 1e-12
+    inside = torch.tensor([[0.3, 0.0, 0.4]])
+    assert torch.equal(to_ball(inside), inside)
+    assert torch.equal(codes.codes(), codes.raw)
+
+
+def test_sphere_projects_in_the_forward_pass_and_leaves_storage_alone() -> None:
+    codes = table("sphere")
+    torch.testing.assert_close(codes.codes().norm(dim=1), torch.ones(6, dtype=torch.float64))
+    assert not torch.allclose(codes.raw.norm(dim=1), torch.ones(6, dtype=torch.float64))
+    raw = codes.raw.clone().requires_grad_()
+    to_sphere(raw).sum().backward()
+    # The gradient through z / |z| has no component along z.
+    assert (raw.grad * raw).sum(1).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize(("field", "value"), [("dim", 0), ("beta1", 1.0), ("learning_rate", -1.0)])
+def test_a_bad_value_is_named(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"`code\.{field}` \(={value}\) must be"):
+        CodeConfig(**{field: value})

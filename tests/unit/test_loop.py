@@ -1,0 +1,125 @@
+"""Training in one process, without Ray: the loop, the clock, resuming, and what a notebook user types."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import glo_core as glo
+from glo_core.checkpoint import committed
+from glo_core.loop import Epochs, too_many_workers
+
+CONFIG = glo.TrainConfig(
+    batch_size=32,
+    learning_rate=5e-3,
+    code=glo.CodeConfig(dim=4, learning_rate=2e-2),
+    decoder=glo.DecoderConfig(filters=(16, 8), kernel_size=4),
+)
+
+
+def test_a_notebook_user_trains_on_a_tensor(blobs: torch.Tensor) -> None:
+    trained = glo.train(CONFIG, glo.TensorImages(blobs), glo.Phase(target=20_000))
+    assert trained.metrics["psnr"] > trained.metrics["pca_psnr"] + 1
+    assert trained.decoder(trained.table.codes()).shape == (150, 1, 16, 16)
+
+
+def test_every_report_counts_images_and_each_image_once_an_epoch(blobs: torch.Tensor) -> None:
+    reports: list[int] = []
+    runtime = glo.SingleProcess(on_report=lambda images, metrics: reports.append(images) if "loss" in metrics else None)
+    trained = glo.train(
+        CONFIG, glo.TensorImages(blobs), glo.Phase(target=450), runtime=runtime, intervals=glo.Intervals(report=100)
+    )
+    assert trained.position.images_seen == 450
+    assert trained.position.epoch == 3
+    assert trained.table.num_updates.tolist() == [3] * 150
+    assert reports[-1] == 450
+    assert len(reports) == 5
+
+
+def same(first: glo.Trained, second: glo.Trained) -> bool:
+    pairs = zip(first.decoder.state_dict().values(), second.decoder.state_dict().values(), strict=True)
+    tables = (first.table, second.table)
+    columns = zip(*([t.raw, t.exp_avg, t.exp_avg_sq, t.num_updates] for t in tables), strict=True)
+    return all(torch.equal(a, b) for a, b in [*pairs, *columns])
+
+
+@pytest.mark.parametrize(("start", "projection"), [("pca", "sphere"), ("random", "ball")])
+def test_stopped_and_resumed_is_bitwise_undisturbed(
+    blobs: torch.Tensor, tmp_path: Path, start: str, projection: str
+) -> None:
+    code = glo.CodeConfig(dim=4, start=start, projection=projection)
+    config = glo.TrainConfig(batch_size=32, code=code, decoder=CONFIG.decoder)
+    phase, images = glo.Phase(target=2000), glo.TensorImages(blobs)
+    whole = glo.train(config, images, phase, run=tmp_path / "whole")
+
+    class Impatient(glo.SingleProcess):
+        asked = 0
+
+        def stop_requested(self) -> bool:
+            self.asked += 1
+            return self.asked == 4
+
+    first = glo.train(config, images, phase, run=tmp_path / "parts", runtime=Impatient())
+    assert not first.finished
+    assert 0 < first.position.images_seen < 2000
+    assert first.position.step != 0
+    second = glo.train(config, images, phase, run=tmp_path / "parts")
+    assert second.finished
+    assert same(whole, second)
+
+
+def test_a_longer_target_is_a_new_phase_that_goes_on(blobs: torch.Tensor, tmp_path: Path) -> None:
+    images = glo.TensorImages(blobs)
+    first = glo.train(CONFIG, images, glo.Phase(target=600), run=tmp_path)
+    second = glo.train(CONFIG, images, glo.Phase(number=1, start=600, target=1200), run=tmp_path)
+    assert second.position.phase == 1
+    assert second.position.images_seen == 1200
+    assert second.metrics["psnr"] > first.metrics["psnr"]
+    assert [path.name for path in committed(tmp_path)] == ["600", "1200"]
+
+
+def test_rows_that_arrive_later_start_from_the_kept_basis(blobs: torch.Tensor, tmp_path: Path) -> None:
+    first = glo.train(CONFIG, glo.TensorImages(blobs[:100]), glo.Phase(target=400), run=tmp_path)
+    grown = glo.TensorImages(blobs)
+    second = glo.train(CONFIG, grown, glo.Phase(number=1, start=400, target=401), run=tmp_path)
+    updates = dict(zip(grown.ids.tolist(), second.table.num_updates.tolist(), strict=True))
+    assert min(updates[i] for i in range(100)) >= int(first.table.num_updates.min())
+    assert max(updates[i] for i in range(100, 150)) <= 1
+    torch.testing.assert_close(second.table.codes().norm(dim=1), torch.ones(150))
+
+
+def test_a_diverging_run_stops_in_one_line(blobs: torch.Tensor) -> None:
+    config = glo.TrainConfig(batch_size=32, learning_rate=float("inf"), code=CONFIG.code, decoder=CONFIG.decoder)
+    with pytest.raises(glo.UserError, match=r"training diverged; lower learning_rate \(=inf\)"):
+        glo.train(config, glo.TensorImages(blobs), glo.Phase(target=5000), intervals=glo.Intervals(report=32))
+
+
+def test_a_handful_of_images_trains_though_lanes_are_empty() -> None:
+    images = torch.randint(0, 256, (5, 8, 8, 3), dtype=torch.uint8)
+    config = glo.TrainConfig(batch_size=32, code=glo.CodeConfig(dim=2), decoder=glo.DecoderConfig(filters=(8,)))
+    trained = glo.train(config, glo.TensorImages(images), glo.Phase(target=50))
+    assert trained.table.num_updates.tolist() == [10] * 5
+
+
+def test_no_image_and_too_many_workers_are_one_line() -> None:
+    none = glo.TensorImages(torch.zeros(0, 8, 8, 1, dtype=torch.uint8))
+    with pytest.raises(glo.UserError, match="no training image"):
+        Epochs(CONFIG, none, glo.SingleProcess())
+    assert too_many_workers(33, 32, 128) == (
+        "workers=33 is more than the 32 lanes of code_shards=32 and batch_size=128; use at most 32 workers"
+    )
+
+
+def test_the_cosine_runs_over_its_phase() -> None:
+    phase = glo.Phase(number=1, start=100, target=300)
+    assert [round(phase.rate_factor(seen, "cosine"), 6) for seen in (100, 200, 300)] == [1, 0.5, 0]
+    assert phase.rate_factor(250, "constant") == 1
+
+
+def test_the_average_forgets_the_start_and_refreshes_its_statistics(blobs: torch.Tensor) -> None:
+    trained = glo.train(CONFIG, glo.TensorImages(blobs), glo.Phase(target=3000))
+    running = trained.decoder.norms[0].running_mean
+    with torch.no_grad():
+        features = trained.decoder.convolutions[0](trained.table.codes()[:, :, None, None])
+    np.testing.assert_allclose(running, features.mean(dim=(0, 2, 3)), atol=2e-3)

@@ -1,0 +1,25 @@
+import numpy as np
+import torch
+
+from glo_core.blocks import TensorImages
+from glo_core.metrics import pca_psnr, psnr
+from glo_core.runtime import SingleProcess
+
+
+def test_psnr_is_in_decibels() -> None:
+    assert psnr(0.01) == 20
+
+
+def test_pca_psnr_is_that_of_an_exact_svd_clamped() -> None:
+    # Low rank and noise, as photographs have; more pixels than images, and fewer.
+    generator = np.random.default_rng(0)
+    for count, side in ((60, 16), (500, 8)):
+        low = generator.normal(size=(count, 6)) * [60, 40, 30, 20, 10, 5] @ generator.normal(size=(6, side * side)) / 2
+        pixels = (127 + low + generator.normal(size=low.shape) * 8).clip(0, 255).round().astype(np.uint8)
+        source = TensorImages(torch.from_numpy(pixels.reshape(count, side, side, 1)))
+        values = pixels / 255
+        mean = values.mean(0)
+        _, _, components = np.linalg.svd(values - mean, full_matrices=False)
+        projected = ((values - mean) @ components[:4].T @ components[:4] + mean).clip(0, 1)
+        expected = psnr(float(((projected - values) ** 2).mean()))
+        assert abs(pca_psnr(source, 4, SingleProcess()) - expected) < 1e-3

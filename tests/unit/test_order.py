@@ -1,0 +1,79 @@
+"""Order and ownership as properties: every image once an epoch, the same batches at every world size."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glo_core import order
+
+shards_and_batch = st.tuples(st.sampled_from([1, 2, 8, 32]), st.integers(1, 96))
+
+
+@given(shards_and_batch)
+def test_lanes_partition_the_shards(case: tuple[int, int]) -> None:
+    shards, batch = case
+    lanes = order.num_lanes(shards, batch)
+    held = np.concatenate([order.shards_of_lane(lane, code_shards=shards, lanes=lanes) for lane in range(lanes)])
+    assert sorted(held) == list(range(shards))
+    assert batch % lanes == 0
+
+
+@given(st.integers(1, 64), st.data())
+def test_ranks_partition_the_lanes_in_order(lanes: int, data: st.DataObject) -> None:
+    world = data.draw(st.integers(1, lanes))
+    owned = [order.lanes_of_rank(rank, world_size=world, lanes=lanes) for rank in range(world)]
+    assert np.concatenate(owned).tolist() == list(range(lanes))
+    busiest = max(len(of_rank) for of_rank in owned)
+    assert order.overload(world_size=world, lanes=lanes) == pytest.approx(busiest * world / lanes)
+
+
+def test_more_ranks_than_lanes_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`world_size` \(=5\) must be from 1 to the number of lanes \(=4\)"):
+        order.lanes_of_rank(0, world_size=5, lanes=4)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.integers(1, 6), st.integers(0, 3))
+def test_an_epoch_deals_every_row_once_and_evenly(sizes: list[int], rows_per_step: int, epoch: int) -> None:
+    lane_sizes = np.array(sizes, np.int64)
+    steps = order.steps_per_epoch(lane_sizes, rows_per_step)
+    live = np.zeros(steps, np.int64)
+    for lane, size in enumerate(sizes):
+        ids = np.arange(size, dtype=np.int64) * len(sizes) + lane
+        dealt = order.lane_epoch(
+            ids, steps=steps, rows_per_step=rows_per_step, seed=1, epoch=epoch, lane=lane, snapshot="a"
+        )
+        assert dealt.rows.shape == dealt.live.shape == (steps, rows_per_step)
+        assert sorted(dealt.rows[dealt.live]) == list(range(size))
+        per_step = dealt.live.sum(axis=1)
+        assert steps == 0 or per_step.max() - per_step.min() <= 1
+        live += per_step
+    assert order.images_before_step(lane_sizes, steps).tolist() == [0, *np.cumsum(live)][: steps + 1]
+
+
+def test_the_order_depends_on_ids_and_not_on_where_they_stand() -> None:
+    ids = np.array([3, 11, 19, 27, 35], np.int64)
+    shuffled = ids[[4, 2, 0, 1, 3]]
+
+    def visits(of: np.ndarray) -> list[int]:
+        dealt = order.lane_epoch(of, steps=5, rows_per_step=1, seed=0, epoch=0, lane=3, snapshot="a")
+        return of[dealt.rows[dealt.live]].tolist()
+
+    assert visits(ids) == visits(shuffled)
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"epoch": 1}, {"lane": 1}, {"window": 1}, {"snapshot": "b"}])
+def test_the_order_changes_with_each_of_its_arguments(change: dict) -> None:
+    ids = np.arange(64, dtype=np.int64)
+    base = {"steps": 16, "rows_per_step": 4, "seed": 0, "epoch": 0, "lane": 0, "window": 0, "snapshot": "a"}
+    assert not np.array_equal(order.lane_epoch(ids, **base).rows, order.lane_epoch(ids, **base | change).rows)
+
+
+def test_the_order_is_the_one_that_earlier_versions_dealt() -> None:
+    dealt = order.lane_epoch(
+        np.arange(10, dtype=np.int64), steps=5, rows_per_step=2, seed=0, epoch=0, lane=0, snapshot="golden"
+    )
+    assert dealt.rows.ravel().tolist() == GOLDEN_ORDER
+
+
+GOLDEN_ORDER = [5, 2, 7, 8, 9, 3, 6, 4, 0, 1]
