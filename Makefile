@@ -1,0 +1,46 @@
+# make demo   from nothing to sampled grids in MLflow, on scikit-learn's digits
+# make test   lint, types and tests, as CI runs them
+# make clean  remove the environment and the demo's outputs
+
+PYTHON ?= python3.11
+VENV ?= .venv
+# First and by itself, so that pip takes the build that is asked for; with a GPU, name your own, e.g. TORCH=torch.
+TORCH ?= torch==2.13.0
+DEMO ?= demo-run
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint types clean
+.DELETE_ON_ERROR:
+
+$(VENV)/.base:
+	@echo "make: a virtual environment in $(VENV), then torch"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.base pyproject.toml
+	@echo "make: installing the project and what it needs"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[demo]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base pyproject.toml
+	@echo "make: installing the project, its checkers and its tests' needs"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[demo,dev,test]"
+	@touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m jobs.demo_digits $(DEMO)/digits
+	$(BIN)/python jobs/pipeline.py --input $(DEMO)/digits --root $(DEMO) --recipe configs/digits.yaml
+
+test: lint types
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) $(DEMO) *.egg-info

@@ -1,0 +1,66 @@
+"""The result does not depend on how many processes share the work. Real processes, gloo, float64."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import glo_core as glo
+from glo_core.checkpoint import committed
+
+SCRIPT = Path(__file__).with_name("train_ranks.py")
+
+
+def train(world_size: int, run: Path, target: int) -> np.ndarray:
+    run.mkdir(exist_ok=True)
+    command = [sys.executable, str(SCRIPT), str(world_size), str(run), str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return np.array(json.loads((run / "losses.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    run = tmp_path_factory.mktemp("alone")
+    return run, train(1, run, 1200)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("three")
+    train(3, run, 1200)
+    return run
+
+
+@pytest.mark.parametrize("world_size", [2, 5])
+def test_losses_and_codes_are_those_of_one_process(
+    alone: tuple[Path, np.ndarray], world_size: int, tmp_path: Path
+) -> None:
+    run, losses = alone
+    assert len(losses) > 70
+    np.testing.assert_allclose(train(world_size, tmp_path, 1200), losses, rtol=1e-9)
+    ids, codes = glo.Checkpoint.latest(run).codes()
+    other_ids, other_codes = glo.Checkpoint.latest(tmp_path).codes()
+    assert ids.tolist() == other_ids.tolist()
+    np.testing.assert_allclose(other_codes, codes, rtol=1e-7, atol=1e-9)
+    metrics = [json.loads((path / "metrics" / f"{int(losses[-1, 0])}.json").read_text()) for path in (run, tmp_path)]
+    assert metrics[0]["psnr"] == pytest.approx(metrics[1]["psnr"], rel=1e-9)
+    assert metrics[0]["pca_psnr"] == pytest.approx(metrics[1]["pca_psnr"], rel=1e-5)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_checkpoint_of_three_ranks_goes_on_with_fewer(
+    alone: tuple[Path, np.ndarray], three: Path, tmp_path: Path, world_size: int
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(three, run)
+    half, end = committed(run)
+    shutil.rmtree(end)
+    tail = train(world_size, run, 1200)
+    assert tail[0, 0] > int(half.name)
+    _, losses = alone
+    np.testing.assert_allclose(tail, losses[losses[:, 0] > int(half.name)], rtol=1e-9)

@@ -1,0 +1,57 @@
+"""A training by W processes under torch.distributed: `train_ranks.py W RUN TARGET`. Losses go to RUN/losses.json.
+
+The ranks are forked, as torchrun would start them, but after the imports, which cost more than the training.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+import glo_core as glo
+
+CONFIG = glo.TrainConfig(
+    batch_size=16,
+    precision="float64",
+    code=glo.CodeConfig(dim=4),
+    decoder=glo.DecoderConfig(filters=(16, 8), kernel_size=5),
+)
+
+
+def images() -> glo.TensorImages:
+    """77 images under ids with holes, so that lanes differ in size and steps hold padding."""
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (77, 4, 4, 1), dtype=np.uint8).repeat(4, axis=1).repeat(4, axis=2)
+    ids = np.sort(generator.choice(200, 77, replace=False)).astype(np.int64)
+    return glo.TensorImages(torch.from_numpy(pixels), ids, code_shards=8)
+
+
+def rank_main(rank: int, world_size: int, run: Path, target: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{run}/rendezvous", rank=rank, world_size=world_size)
+    losses: list[tuple[int, float]] = []
+    runtime = glo.TorchDistributed(
+        on_report=lambda seen, metrics: losses.append((seen, metrics["loss"])) if "loss" in metrics else None
+    )
+    intervals = glo.Intervals(report=1, checkpoint=600)
+    glo.train(CONFIG, images(), glo.Phase(target=target), runtime=runtime, run=run, intervals=intervals)
+    if rank == 0:
+        (run / "losses.json").write_text(json.dumps(losses))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    world, directory, until = int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    (directory / "rendezvous").unlink(missing_ok=True)
+    children = []
+    for number in range(world):
+        child = os.fork()
+        if child == 0:
+            rank_main(number, world, directory, until)
+            os._exit(0)
+        children.append(child)
+    sys.exit(any(os.waitpid(child, 0)[1] for child in children))

@@ -1,0 +1,121 @@
+"""Command lines and recipes: types, layers, and one line for each mistake."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from glo_core.files import UserError
+from jobs.cli import main, parse
+from pipelines.ingest import PreprocessJob
+from pipelines.training import TrainJob
+from pipelines.whole import PipelineJob
+
+ROOT = Path(__file__).resolve().parents[2]
+PATHS = ["--dataset", "/d", "--run", "/r"]
+
+
+def test_the_flags_of_the_readme() -> None:
+    flags = ["--dataset", "/d", "--run", "/r", "--workers", "2", "--images", "1e6", "--seed", "0", "--device", "auto"]
+    job = parse("train", TrainJob, argv=flags)
+    assert (job.dataset, job.workers, job.images, job.device) == (Path("/d"), 2, 1_000_000, "auto")
+    flags = [
+        "--input",
+        "/a",
+        "/b",
+        "--dataset",
+        "/d",
+        "--resolution",
+        "64",
+        "--channels",
+        "3",
+        "--holdout",
+        "0.1",
+        "--code-shards",
+        "32",
+    ]
+    job = parse("preprocess", PreprocessJob, argv=flags)
+    assert (job.input, job.holdout, job.code_shards) == ((Path("/a"), Path("/b")), 0.1, 32)
+
+
+def test_flags_win_over_the_recipe_and_the_recipe_over_what_was_recorded(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("train: {images: 2e5, seed: 5, code: {dim: 8, start: random}}\npreprocess: {resolution: 32}\n")
+    job = parse(
+        "train",
+        TrainJob,
+        argv=[*PATHS, "--recipe", str(recipe), "--code.dim", "12"],
+        recorded=lambda values: {"seed": 9, "batch_size": 64, "code": {"dim": 3, "projection": "ball"}},
+    )
+    assert (job.images, job.seed, job.batch_size) == (200_000, 5, 64)
+    assert (job.code.dim, job.code.start, job.code.projection) == (12, "random", "ball")
+    whole = parse("pipeline", PipelineJob, argv=["--input", "/a", "--root", "/o", "--recipe", str(recipe)])
+    assert (whole.preprocess.resolution, whole.train.code.dim) == (32, 8)
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_of_the_repository_is_valid(recipe: Path) -> None:
+    parse("pipeline", PipelineJob, argv=["--input", "/a", "--root", "/o", "--recipe", str(recipe)])
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--run", "/r"], "--dataset is required"),
+        ([*PATHS, "--imagse", "3"], "unrecognized arguments: --imagse 3; --help lists every flag"),
+        ([*PATHS, "--workers", "two"], "workers='two': input should be a valid integer"),
+        ([*PATHS, "--images", "0"], "`images` (=0) must be at least 1"),
+        ([*PATHS, "--device", "tpu"], "device='tpu': input should be 'auto', 'cpu' or 'gpu'"),
+        ([*PATHS, "--code.dim", "0"], "`code.dim` (=0) must be at least 1"),
+        ([*PATHS, "--recipe", "/no.yaml"], "recipe=/no.yaml: no such file"),
+    ],
+)
+def test_a_mistake_is_one_line(flags: list[str], line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse("train", TrainJob, argv=flags)
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("train: {imags: 3}", "unknown key 'imags'"),
+        ("train: {code: {dims: 3}}", "unknown key 'code.dims'"),
+        ("trains: {images: 3}", "unknown section 'trains'"),
+        ("- a", "must hold sections"),
+        ("train: {", "not valid YAML"),
+        ("train: {decoder: {filters: [a]}}", "decoder.filters.0='a': input should be a valid integer"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_one_line_that_names_it(tmp_path: Path, text: str, line: str) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(text)
+    with pytest.raises(UserError) as caught:
+        parse("train", TrainJob, argv=[*PATHS, "--recipe", str(recipe)])
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_ends_the_process_with_one_line_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(_: TrainJob) -> None:
+        raise UserError("disk: full")
+
+    with pytest.raises(SystemExit) as caught:
+        main("train", TrainJob, fail, argv=PATHS)
+    assert caught.value.code == "train: error: disk: full"
+
+
+def test_a_relative_path_in_a_submitted_job_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(UserError, match="run=r: a submitted job runs in a copy of the working directory"):
+        parse("train", TrainJob, argv=["--dataset", "/d", "--run", "r"])
+
+
+@pytest.mark.parametrize("name", ["preprocess", "train", "fit_prior", "render", "pipeline"])
+def test_every_job_runs_as_a_module_and_has_help(name: str) -> None:
+    command = [sys.executable, "-m", f"jobs.{name}", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert f"usage: jobs/{name}.py" in shown
+    assert "--recipe FILE" in shown

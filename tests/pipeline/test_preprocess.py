@@ -1,0 +1,172 @@
+"""Preprocessing of real files on a real Ray head, read back with plain pyarrow."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from glo_core import Dataset, UserError
+from glo_core.files import locked
+from pipelines.ingest import PreprocessJob, preprocess
+
+from .conftest import Job, write_images
+
+FLAGS = ["--resolution", 16, "--channels", 1, "--code-shards", 8, "--holdout", 0.2]
+
+
+def manifest(dataset: Path) -> dict[str, dict]:
+    tables = [pq.read_table(path) for path in sorted((dataset / "manifest").glob("*.parquet"))]
+    rows = pa.concat_tables(tables).to_pylist()
+    return {f"{row['source']}/{row['path'].decode()}": row for row in rows}
+
+
+def block_images(dataset: Path) -> dict[int, np.ndarray]:
+    """Every image of every block, by id, read without this project."""
+    images = {}
+    for path in sorted((dataset / "blocks").glob("*.arrow")):
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        assert reader.num_record_batches == 9
+        for shard in range(9):
+            batch = reader.get_batch(shard).to_pydict()
+            for image_id, data in zip(batch["image_id"], batch["image"], strict=True):
+                assert shard == 8 or image_id % 8 == shard
+                images[image_id] = np.frombuffer(data, np.uint8).reshape(16, 16)
+    return images
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    place = tmp_path_factory.mktemp("folders")
+    first, second = place / "first", place / "second"
+    write_images(first, 600, seed=0)
+    write_images(second, 60, seed=1)
+    (first / "a" / "broken.png").write_bytes((first / "a" / "0000.png").read_bytes()[:70])
+    (first / "notes.txt").write_text("not an image")
+    (first / "empty.jpg").touch()
+    (first / ".hidden.png").write_bytes((first / "a" / "0000.png").read_bytes())
+    (first / "b" / "copy.png").write_bytes((first / "a" / "0002.png").read_bytes())
+    (second / "a" / "old.png").write_bytes((first / "a" / "0004.png").read_bytes())
+    (first / "a" / "umlaut-ä\n.png").write_bytes(b"")
+    Image.fromarray(np.tile(np.arange(40, dtype=np.uint8) * 6, (20, 1))).save(first / "wide.gif")
+    return {"first": first, "second": second, "dataset": place / "dataset"}
+
+
+def test_folders_become_a_dataset_that_grows(folders: dict[str, Path], job: Job) -> None:
+    dataset = folders["dataset"]
+    done = job("preprocess", "--input", folders["first"], "--dataset", dataset, *FLAGS)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "605 new files (0 known)" in done.stdout
+    assert "1 duplicate, 4 rejected" in done.stdout
+    rows, images = manifest(dataset), block_images(dataset)
+    assert sorted(row["image_id"] for row in rows.values()) == list(range(605))
+    reasons = {name.split("/", 1)[1]: row["reason"] for name, row in rows.items() if row["status"] == "rejected"}
+    assert reasons["notes.txt"] == "not an image of a known format"
+    assert reasons["empty.jpg"] == reasons["a/umlaut-ä\n.png"] == "empty file"
+    assert reasons["a/broken.png"].startswith("broken: ")
+    row = rows["first/a/0006.png"]
+    assert (row["label"], row["width"], row["height"], row["member"]) == ("a", 20, 20, None)
+    with Image.open(folders["first"] / "a" / "0006.png") as image:
+        expected = np.asarray(image.resize((16, 16), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(images[row["image_id"]], expected)
+    held_out = [row for row in rows.values() if row["split"] == "holdout"]
+    assert 0.1 < len(held_out) / 605 < 0.3
+    # Of equal bytes the lowest id wins.
+    twins = sorted((rows["first/a/0002.png"], rows["first/b/copy.png"]), key=lambda r: r["image_id"])
+    opened = Dataset.open(dataset)
+    kept = {*opened.images().ids.tolist(), *opened.held_out().ids.tolist()}
+    assert twins[0]["image_id"] in kept and twins[1]["image_id"] not in kept
+
+    # The same again: nothing.
+    again = job("preprocess", "--input", folders["first"], "--dataset", dataset)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "nothing new" in again.stdout
+
+    # A second folder is appended: the first one's ids and blocks stay.
+    digest, before = opened.digest, {name: row["image_id"] for name, row in rows.items()}
+    done = job("preprocess", "--input", folders["first"], folders["second"], "--dataset", dataset)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "61 new files (605 known)" in done.stdout
+    rows = manifest(dataset)
+    assert {name: rows[name]["image_id"] for name in before} == before
+    snapshot = json.loads((dataset / "snapshots" / "000002.json").read_text())
+    assert snapshot["parent"] == digest
+    old = rows["second/a/old.png"]["image_id"]
+    assert snapshot["removed"] == [old]
+    assert snapshot["duplicate_of"] == {str(old): rows["first/a/0004.png"]["image_id"]}
+    assert Dataset.open(dataset).at(digest).digest == digest
+
+
+def test_an_interrupted_run_goes_on_to_the_same_digest(folders: dict[str, Path], job: Job, tmp_path: Path) -> None:
+    # What is left when the driver is killed between two blocks: the plan, some blocks, no snapshot.
+    done = job("preprocess", "--input", folders["first"], "--dataset", tmp_path / "d", *FLAGS)
+    assert done.returncode == 0, done.stderr[-3000:]
+    whole = Dataset.open(tmp_path / "d").digest
+    blocks = {path.name: path.read_bytes() for path in (tmp_path / "d" / "blocks").iterdir()}
+    assert len(blocks) > 1
+    (tmp_path / "d" / "snapshots" / "000001.json").unlink()
+    (tmp_path / "d" / "manifest" / "000001-00001.parquet").unlink()
+    (tmp_path / "d" / "blocks" / "000001-00001.arrow").unlink()
+    with pytest.raises(UserError, match="preprocessing has not finished"):
+        Dataset.open(tmp_path / "d")
+    done = job("preprocess", "--input", folders["first"], "--dataset", tmp_path / "d")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "going on with plan 000001" in done.stdout
+    assert Dataset.open(tmp_path / "d").digest == whole
+    assert {path.name: path.read_bytes() for path in (tmp_path / "d" / "blocks").iterdir()} == blocks
+
+
+def test_the_digest_does_not_depend_on_where_the_files_lie(folders: dict[str, Path], job: Job, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere" / "second"
+    moved.parent.mkdir()
+    digests = []
+    for source, dataset in ((folders["second"], tmp_path / "one"), (moved, tmp_path / "two")):
+        if source == moved:
+            write_images(moved, 60, seed=1)
+            (moved / "a" / "old.png").write_bytes((folders["second"] / "a" / "old.png").read_bytes())
+        done = job("preprocess", "--input", source, "--dataset", dataset, *FLAGS)
+        assert done.returncode == 0, done.stderr[-3000:]
+        digests.append(Dataset.open(dataset).digest)
+    assert digests[0] == digests[1]
+
+
+def test_a_folder_without_an_image_leaves_no_trace(folders: dict[str, Path], job: Job, tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("a")
+    done = job("preprocess", "--input", tmp_path / "texts", "--dataset", tmp_path / "d", *FLAGS)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == (
+        f"preprocess: error: input={tmp_path / 'texts'}: none of its 1 new files is an image "
+        "(not an image of a known format); give a folder of image files"
+    )
+    assert "Traceback" not in done.stderr
+    done = job("preprocess", "--input", folders["second"], "--dataset", tmp_path / "d", *FLAGS)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_mistakes_are_one_line_and_touch_nothing(folders: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "file").touch()
+
+    def attempt(folder: Path, dataset: Path, **changes: object) -> str:
+        options = {"resolution": 16, "channels": 1, "code_shards": 8, "holdout": 0.2} | changes
+        with pytest.raises(UserError) as caught:
+            preprocess(PreprocessJob(input=(folder,), dataset=dataset, **options))
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "missing, where a folder" in attempt(tmp_path / "no", tmp_path / "d")
+    assert "a file, where a folder" in attempt(tmp_path / "file", tmp_path / "d")
+    assert "holds no file" in attempt(tmp_path / "nothing", tmp_path / "d")
+    grown = folders["dataset"]
+    assert "another configuration (resolution: 16 -> 32)" in attempt(folders["first"], grown, resolution=32)
+    with locked(grown):
+        assert "in use by process" in attempt(folders["first"], grown)
+    plan = grown / "plans" / "000002.parquet"
+    whole = plan.read_bytes()
+    plan.write_bytes(whole[:100])
+    assert "plans/000002.parquet: not a whole Parquet file" in attempt(folders["first"], grown)
+    plan.write_bytes(whole)
