@@ -6,6 +6,7 @@ shards and nothing else.
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ def write_block(path: Path, ids: Int64Array, pixels: UInt8Array, held_out: np.nd
         held_out: bool `[n]`.
         shards: S.
     """
-    flat = np.ascontiguousarray(pixels).reshape(len(ids), -1)
+    flat = np.ascontiguousarray(pixels).reshape(len(ids), math.prod(pixels.shape[1:]))
     schema = pa.schema([("image_id", pa.int64()), ("image", pa.binary(int(flat.shape[1])))])
     groups = [np.flatnonzero(~held_out & (ids % shards == shard)) for shard in range(shards)]
     with (

@@ -56,7 +56,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
     children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     process.terminate()
     try:
-        process.wait(20)
+        process.wait(5)
     except subprocess.TimeoutExpired:
         process.kill()
     for child in children:
@@ -110,6 +110,16 @@ def job(head: Head) -> Job:
         return subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, **options)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def session(head: Head) -> Iterator[None]:
+    """This process as a driver on the head: jobs that it calls as functions share warm workers."""
+    import ray
+
+    ray.init(address=head.address, log_to_driver=False)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Command lines and recipes: types, layers, and one line for each mistake."""
 
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -114,8 +114,13 @@ def test_a_relative_path_in_a_submitted_job_is_refused(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("name", ["preprocess", "train", "fit_prior", "render", "pipeline"])
-def test_every_job_runs_as_a_module_and_has_help(name: str) -> None:
-    command = [sys.executable, "-m", f"jobs.{name}", "--help"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+def test_every_job_runs_as_a_module_and_has_help(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module(f"jobs.{name}", run_name="__main__")
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
     assert f"usage: jobs/{name}.py" in shown
     assert "--recipe FILE" in shown

@@ -1,7 +1,10 @@
 """Preprocessing of real files on a real Ray head, read back with plain pyarrow."""
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +18,11 @@ from pipelines.ingest import PreprocessJob, preprocess
 
 from .conftest import Job, write_images
 
-FLAGS = ["--resolution", 16, "--channels", 1, "--code-shards", 8, "--holdout", 0.2]
+CONFIG = {"resolution": 16, "channels": 1, "code_shards": 8, "holdout": 0.2}
+
+
+def ingest(dataset: Path, *folders: Path) -> dict[str, Any]:
+    return preprocess(PreprocessJob(input=folders, dataset=dataset, **CONFIG))
 
 
 def manifest(dataset: Path) -> dict[str, dict]:
@@ -55,14 +62,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"first": first, "second": second, "dataset": place / "dataset"}
 
 
-def test_folders_become_a_dataset_that_grows(folders: dict[str, Path], job: Job) -> None:
+@pytest.mark.usefixtures("session")
+def test_folders_become_a_dataset_that_grows(folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     dataset = folders["dataset"]
-    done = job("preprocess", "--input", folders["first"], "--dataset", dataset, *FLAGS)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "605 new files (0 known)" in done.stdout
-    assert "1 duplicate, 4 rejected" in done.stdout
+    summary = ingest(dataset, folders["first"])
+    assert (summary["files"], summary["unchanged"], summary["duplicate"], summary["rejected"]) == (606, 0, 1, 4)
+    shown = capsys.readouterr().out
+    assert "606 new files (0 known)" in shown
+    assert "rejected 2: empty file" in shown
     rows, images = manifest(dataset), block_images(dataset)
-    assert sorted(row["image_id"] for row in rows.values()) == list(range(605))
+    assert sorted(row["image_id"] for row in rows.values()) == list(range(606))
     reasons = {name.split("/", 1)[1]: row["reason"] for name, row in rows.items() if row["status"] == "rejected"}
     assert reasons["notes.txt"] == "not an image of a known format"
     assert reasons["empty.jpg"] == reasons["a/umlaut-ä\n.png"] == "empty file"
@@ -73,7 +82,7 @@ def test_folders_become_a_dataset_that_grows(folders: dict[str, Path], job: Job)
         expected = np.asarray(image.resize((16, 16), Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(images[row["image_id"]], expected)
     held_out = [row for row in rows.values() if row["split"] == "holdout"]
-    assert 0.1 < len(held_out) / 605 < 0.3
+    assert 0.1 < len(held_out) / 606 < 0.3
     # Of equal bytes the lowest id wins.
     twins = sorted((rows["first/a/0002.png"], rows["first/b/copy.png"]), key=lambda r: r["image_id"])
     opened = Dataset.open(dataset)
@@ -81,15 +90,13 @@ def test_folders_become_a_dataset_that_grows(folders: dict[str, Path], job: Job)
     assert twins[0]["image_id"] in kept and twins[1]["image_id"] not in kept
 
     # The same again: nothing.
-    again = job("preprocess", "--input", folders["first"], "--dataset", dataset)
-    assert again.returncode == 0, again.stderr[-3000:]
-    assert "nothing new" in again.stdout
+    assert ingest(dataset, folders["first"]) == {}
+    assert "nothing new" in capsys.readouterr().out
 
     # A second folder is appended: the first one's ids and blocks stay.
     digest, before = opened.digest, {name: row["image_id"] for name, row in rows.items()}
-    done = job("preprocess", "--input", folders["first"], folders["second"], "--dataset", dataset)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "61 new files (605 known)" in done.stdout
+    summary = ingest(dataset, folders["first"], folders["second"])
+    assert (summary["files"], summary["unchanged"]) == (61, 606)
     rows = manifest(dataset)
     assert {name: rows[name]["image_id"] for name in before} == before
     snapshot = json.loads((dataset / "snapshots" / "000002.json").read_text())
@@ -100,51 +107,55 @@ def test_folders_become_a_dataset_that_grows(folders: dict[str, Path], job: Job)
     assert Dataset.open(dataset).at(digest).digest == digest
 
 
-def test_an_interrupted_run_goes_on_to_the_same_digest(folders: dict[str, Path], job: Job, tmp_path: Path) -> None:
-    # What is left when the driver is killed between two blocks: the plan, some blocks, no snapshot.
-    done = job("preprocess", "--input", folders["first"], "--dataset", tmp_path / "d", *FLAGS)
-    assert done.returncode == 0, done.stderr[-3000:]
-    whole = Dataset.open(tmp_path / "d").digest
-    blocks = {path.name: path.read_bytes() for path in (tmp_path / "d" / "blocks").iterdir()}
+@pytest.mark.usefixtures("session")
+def test_an_interrupted_run_goes_on_to_the_digest_of_the_same_files_anywhere(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved, dataset = tmp_path / "elsewhere" / "first", tmp_path / "d"
+    shutil.copytree(folders["first"], moved)
+    whole = ingest(dataset, moved)["digest"]
+    assert whole == Dataset.open(folders["dataset"]).snapshots[0]["digest"]
+    blocks = {path.name: path.read_bytes() for path in (dataset / "blocks").iterdir()}
     assert len(blocks) > 1
-    (tmp_path / "d" / "snapshots" / "000001.json").unlink()
-    (tmp_path / "d" / "manifest" / "000001-00001.parquet").unlink()
-    (tmp_path / "d" / "blocks" / "000001-00001.arrow").unlink()
+    # What is left when the driver is killed between two blocks: the plan, some blocks, no snapshot.
+    for name in ("snapshots/000001.json", "manifest/000001-00001.parquet", "blocks/000001-00001.arrow"):
+        (dataset / name).unlink()
     with pytest.raises(UserError, match="preprocessing has not finished"):
-        Dataset.open(tmp_path / "d")
-    done = job("preprocess", "--input", folders["first"], "--dataset", tmp_path / "d")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "going on with plan 000001" in done.stdout
-    assert Dataset.open(tmp_path / "d").digest == whole
-    assert {path.name: path.read_bytes() for path in (tmp_path / "d" / "blocks").iterdir()} == blocks
+        Dataset.open(dataset)
+    ingest(dataset, moved)
+    assert "going on with plan 000001" in capsys.readouterr().out
+    assert Dataset.open(dataset).digest == whole
+    assert {path.name: path.read_bytes() for path in (dataset / "blocks").iterdir()} == blocks
 
 
-def test_the_digest_does_not_depend_on_where_the_files_lie(folders: dict[str, Path], job: Job, tmp_path: Path) -> None:
-    moved = tmp_path / "elsewhere" / "second"
-    moved.parent.mkdir()
-    digests = []
-    for source, dataset in ((folders["second"], tmp_path / "one"), (moved, tmp_path / "two")):
-        if source == moved:
-            write_images(moved, 60, seed=1)
-            (moved / "a" / "old.png").write_bytes((folders["second"] / "a" / "old.png").read_bytes())
-        done = job("preprocess", "--input", source, "--dataset", dataset, *FLAGS)
-        assert done.returncode == 0, done.stderr[-3000:]
-        digests.append(Dataset.open(dataset).digest)
-    assert digests[0] == digests[1]
-
-
-def test_a_folder_without_an_image_leaves_no_trace(folders: dict[str, Path], job: Job, tmp_path: Path) -> None:
+def test_a_folder_without_an_image_leaves_no_trace(job: Job, tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("a")
-    done = job("preprocess", "--input", tmp_path / "texts", "--dataset", tmp_path / "d", *FLAGS)
+    done = job("preprocess", "--input", tmp_path / "texts", "--dataset", tmp_path / "d", "--resolution", 16)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == (
         f"preprocess: error: input={tmp_path / 'texts'}: none of its 1 new files is an image "
         "(not an image of a known format); give a folder of image files"
     )
     assert "Traceback" not in done.stderr
-    done = job("preprocess", "--input", folders["second"], "--dataset", tmp_path / "d", *FLAGS)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert [path.name for path in (tmp_path / "d").rglob("*") if path.is_file()] == [".lock", "dataset.json"]
+
+
+@pytest.mark.usefixtures("session")
+def test_a_full_disk_is_one_line_and_what_is_finished_stays(folders: dict[str, Path], tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", small], capture_output=True).returncode:
+        pytest.skip("mounting a small file system to fill needs root")
+    try:
+        with pytest.raises(UserError, match=r"blocks/000001-\d+\.arrow: no space left on device; free some"):
+            ingest(small / "d", folders["first"])
+        finished = sorted(path.name for path in (small / "d" / "manifest").iterdir())
+        subprocess.run(["mount", "-o", "remount,size=50m", small], check=True)
+        assert ingest(small / "d", folders["first"])["files"] == 606
+        assert set(finished) <= {path.name for path in (small / "d" / "manifest").iterdir()}
+    finally:
+        subprocess.run(["umount", small], check=True)
 
 
 def test_mistakes_are_one_line_and_touch_nothing(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -152,9 +163,8 @@ def test_mistakes_are_one_line_and_touch_nothing(folders: dict[str, Path], tmp_p
     (tmp_path / "file").touch()
 
     def attempt(folder: Path, dataset: Path, **changes: object) -> str:
-        options = {"resolution": 16, "channels": 1, "code_shards": 8, "holdout": 0.2} | changes
         with pytest.raises(UserError) as caught:
-            preprocess(PreprocessJob(input=(folder,), dataset=dataset, **options))
+            preprocess(PreprocessJob(input=(folder,), dataset=dataset, **CONFIG | changes))
         assert "\n" not in str(caught.value)
         return str(caught.value)
 

@@ -1,5 +1,6 @@
 """Training through jobs/train.py on Ray Train: world sizes, SIGKILL, Ctrl-C, and what is refused."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -9,10 +10,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pydantic
 import pytest
 
-from glo_core import UserError
+from glo_core import DecoderConfig, TrainConfig, UserError
 from glo_core.checkpoint import committed
+from jobs.cli import parse
+from pipelines.ingest import PreprocessJob, preprocess
 from pipelines.training import TrainJob, run_training
 
 from .conftest import ROOT, Head, Job, write_images
@@ -23,21 +27,21 @@ FLAGS = ["--images", 16_000, "--batch-size", 32, "--precision", "float64", "--co
 
 
 @pytest.fixture(scope="module")
-def dataset(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dataset(session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("train")
     write_images(place / "images", 333, seed=3)
-    command = [sys.executable, str(ROOT / "jobs/preprocess.py"), "--input", str(place / "images"), "--dataset",
-               str(place / "dataset"), "--resolution", "16", "--channels", "1"]  # fmt: skip
-    subprocess.run(command, check=True, env=os.environ | {"RAY_ADDRESS": head.address})
+    preprocess(PreprocessJob(input=(place / "images",), dataset=place / "dataset", resolution=16, channels=1))
     return place / "dataset"
 
 
-@pytest.fixture(scope="module")
-def undisturbed(head: Head, dataset: Path) -> Path:
-    run = dataset.parent / "one"
-    command = [sys.executable, str(ROOT / "jobs/train.py"), "--dataset", str(dataset), "--run", str(run)]
-    subprocess.run([*command, *map(str, FLAGS)], check=True, env=os.environ | {"RAY_ADDRESS": head.address})
+def trained(dataset: Path, run: Path, *flags: object) -> Path:
+    run_training(parse("train", TrainJob, argv=list(map(str, ["--dataset", dataset, "--run", run, *FLAGS, *flags]))))
     return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset: Path) -> Path:
+    return trained(dataset, dataset.parent / "one")
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -46,10 +50,8 @@ def losses(run: Path) -> dict[int, float]:
     return {line["images_seen"]: line["loss"] for line in lines if "loss" in line}
 
 
-def test_two_workers_make_the_losses_of_one(undisturbed: Path, dataset: Path, job: Job) -> None:
-    run = dataset.parent / "two"
-    done = job("train", "--dataset", dataset, "--run", run, "--workers", 2, *FLAGS)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_two_workers_make_the_losses_of_one(undisturbed: Path, dataset: Path) -> None:
+    run = trained(dataset, dataset.parent / "two", "--workers", 2)
     one, two = losses(undisturbed), losses(run)
     assert len(one) >= 500
     assert one.keys() == two.keys()
@@ -142,25 +144,17 @@ def test_a_finished_run_is_not_done_again_and_refuses_what_is_not_its_own(
     assert "Traceback" not in other.stderr
     assert "workers=40 is more than the 32 lanes" in refused(job_of(dataset, tmp_path / "r", workers=40))
     assert "no dataset here" in refused(job_of(tmp_path / "none", tmp_path / "r"))
-    assert "must have 2 entries for images of 16 px" in refused(
-        job_of(dataset, tmp_path / "r", decoder={"filters": (8,)} and _decoder((8,)))
-    )
+    narrow = job_of(dataset, tmp_path / "r", decoder=DecoderConfig(filters=(8,)))
+    assert "must have 2 entries for images of 16 px" in refused(narrow)
     after = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.is_file()}
     ignored = {undisturbed / ".lock"}
     assert {k: v for k, v in after.items() if k not in ignored} == {k: v for k, v in before.items() if k not in ignored}
 
 
-def _decoder(filters: tuple[int, ...]) -> object:
-    from glo_core import DecoderConfig
-
-    return DecoderConfig(filters=filters)
-
-
-def test_a_run_of_another_dataset_is_refused(undisturbed: Path, head: Head, tmp_path: Path, job: Job) -> None:
+def test_a_run_of_another_dataset_is_refused(undisturbed: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "images", 40, seed=9)
-    done = job("preprocess", "--input", tmp_path / "images", "--dataset", tmp_path / "d", "--resolution", 16,
-               "--channels", 1)  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    preprocess(PreprocessJob(input=(tmp_path / "images",), dataset=tmp_path / "d", resolution=16, channels=1))
     identity = json.loads((undisturbed / "run.json").read_text())["identity"]
-    assert identity["precision"] == "float64"
-    assert "was made from other inputs (dataset: " in refused(job_of(tmp_path / "d", undisturbed))
+    config = pydantic.TypeAdapter(TrainConfig).validate_python(identity)
+    own = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
+    assert "was made from other inputs (dataset: " in refused(job_of(tmp_path / "d", undisturbed, **own))

@@ -28,6 +28,11 @@ def test_a_block_has_a_record_batch_per_shard_and_one_for_the_holdout(block: Pat
     assert batches[3]["image"][2] == bytes((np.arange(5 * 64, 6 * 64) % 251).tolist())
 
 
+def test_a_block_of_nothing_is_a_block(tmp_path: Path) -> None:
+    write_block(tmp_path / "b.arrow", np.empty(0, np.int64), np.empty((0, 8, 8, 1), np.uint8), np.empty(0, bool), 4)
+    assert open_block(tmp_path / "b.arrow", CONFIG).num_record_batches == 5
+
+
 def test_a_block_cut_short_is_one_line_that_names_it(block: Path) -> None:
     block.write_bytes(block.read_bytes()[:-200])
     with pytest.raises(UserError, match=r"b\.arrow: not a whole Arrow file \(\d+ bytes; .*copy it back") as caught:
