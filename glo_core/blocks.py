@@ -167,6 +167,7 @@ class TensorImages:
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2]:
             raise ValueError(f"`images` (={images.dtype} {list(images.shape)}) must be uint8 [n, side, side, channels]")
+        DecodePolicy(resolution=images.shape[1], channels=images.shape[3])  # Raises where a dataset would.
         self._all, self._all_ids = images, np.arange(len(images)) if ids is None else ids
         self.code_shards, self.resolution, self.channels = code_shards, images.shape[1], images.shape[3]
         pixels = images.contiguous().numpy()

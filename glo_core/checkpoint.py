@@ -14,10 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 
-from glo_core.codes import CodeConfig, CodeTable
+from glo_core.codes import CodeTable
 from glo_core.decoder import DecoderConfig, SeedDecoder
 from glo_core.files import (
     FORMAT_VERSION,
@@ -25,6 +24,8 @@ from glo_core.files import (
     digest_file,
     digest_json,
     read_json,
+    read_parquet,
+    read_tensors,
     replacing,
     write_bytes,
     write_json,
@@ -64,6 +65,8 @@ def save_checkpoint(
     """
     runtime, table, config = learner.runtime, learner.table, learner.config
     directory = run / "checkpoints" / str(position.images_seen)
+    if runtime.gather((directory / MARK).exists())[0]:
+        return directory  # Committed before the interruption: whatever is finished is not written again.
     parts = [_write_shard(directory, table, shard, code_shards) for shard in shards]
     if runtime.rank == 0:
         parts += _write_decoder(directory, learner)
@@ -150,6 +153,13 @@ def committed(run: Path) -> list[Path]:
     return sorted((mark.parent for mark in marks if mark.parent.name.isdigit()), key=lambda path: int(path.name))
 
 
+def sweep_uncommitted(run: Path) -> None:
+    """Delete what killed writers left. Call it on one rank, before any rank writes."""
+    for path in (run / "checkpoints").glob("*"):
+        if not (path / MARK).exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
 class Checkpoint:
     """A committed checkpoint, opened for reading; parts are verified as they are read."""
 
@@ -201,15 +211,11 @@ class Checkpoint:
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
         """Tensors of `<name>.safetensors`, on the CPU."""
-        path = self.part(f"{name}.safetensors")
-        try:
-            return load(path.read_bytes())
-        except SafetensorError as error:
-            raise UserError(f"{path}: not a whole safetensors file ({error})") from None
+        return read_tensors(self.part(f"{name}.safetensors"))
 
     def shard(self, shard: int, columns: Sequence[str] | None = None) -> dict[str, np.ndarray[Any, Any]]:
         """Columns of one code shard: `image_id` int64 `[n]`, `code` and Adam's moments `[n, code_dim]`, ..."""
-        table = pq.read_table(self.part(shard_name(shard)), columns=columns, partitioning=None)
+        table = read_parquet(self.part(shard_name(shard)), columns)
         values = {}
         for name in table.column_names:
             column = table.column(name).combine_chunks()
@@ -263,8 +269,3 @@ class Checkpoint:
         rows = torch.from_numpy(mine[here]).to(table.raw.device)
         for name, column in _columns(table).items():
             column[rows] = torch.from_numpy(stored[name][there]).to(column)
-
-
-def code_config_of(checkpoint: Checkpoint) -> CodeConfig:
-    """The part of the code's configuration that a reader of codes needs."""
-    return CodeConfig(dim=checkpoint.code_dim, projection="sphere" if checkpoint.projection == "sphere" else "ball")

@@ -15,6 +15,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+
 FORMAT_VERSION = 1
 """The version that this code writes. Readers read every older one and refuse newer ones."""
 
@@ -85,6 +91,39 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path}: format_version={version} is newer than this program reads ({FORMAT_VERSION}); install a newer one"
         )
     return value
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Any:
+    """Read a Parquet file as a `pyarrow.Table`.
+
+    Raises:
+        UserError: if the file is missing or not whole.
+    """
+    try:
+        return pq.read_table(path, columns=columns, partitioning=None)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; copy it back") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(_not_whole(path, "Parquet", error)) from None
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of a safetensors file, on the CPU.
+
+    Raises:
+        UserError: if the file is missing or not whole.
+    """
+    try:
+        return load(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; copy it back") from None
+    except SafetensorError as error:
+        raise UserError(_not_whole(path, "safetensors", error)) from None
+
+
+def _not_whole(path: Path, kind: str, error: Exception) -> str:
+    reason = str(error).splitlines()[0]
+    return f"{path}: not a whole {kind} file ({path.stat().st_size} bytes; {reason}); copy it back"
 
 
 def digest_json(value: Any) -> str:

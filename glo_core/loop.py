@@ -11,7 +11,7 @@ import torch
 
 from glo_core import order
 from glo_core.blocks import ImageSource
-from glo_core.checkpoint import Checkpoint, Position, committed, save_checkpoint
+from glo_core.checkpoint import Checkpoint, Position, committed, save_checkpoint, sweep_uncommitted
 from glo_core.codes import CodeTable
 from glo_core.config import Config
 from glo_core.decoder import SeedDecoder
@@ -97,6 +97,12 @@ class Epochs:
         self.sizes = runtime.all_sum(sizes.to(runtime.device)).cpu().numpy()
         if not self.sizes.sum():
             raise UserError("the dataset has no training image; preprocess a folder that has some")
+        for rank in range(runtime.world_size):
+            if not self.sizes[order.lanes_of_rank(rank, world_size=runtime.world_size, lanes=self.lanes)].sum():
+                raise UserError(
+                    f"workers={runtime.world_size}: worker {rank} would hold none of the {self.sizes.sum()} images; "
+                    "use fewer workers"
+                )
         self.steps = order.steps_per_epoch(self.sizes, self.rows_per_step)
         self.images_before = order.images_before_step(self.sizes, self.steps)
 
@@ -153,10 +159,11 @@ def train(
     epochs = Epochs(config, images, runtime)
     learner = Learner(config, epochs.images, start_codes(config, epochs.images, runtime, run), runtime)
     position = _restore(learner, epochs, phase, run)
-    meter = Meter(learner, phase, intervals)
+    meter = Meter(learner)
     stopped = False
 
     def checkpoint() -> None:
+        meter.require_finite(position.images_seen)
         learner.averaged.refresh_statistics(_statistics_batches(learner.table, epochs), runtime)
         if run is not None:
             save_checkpoint(
@@ -237,13 +244,26 @@ def start_codes(config: TrainConfig, images: ImageSource, runtime: Runtime, run:
 
 def _restore(learner: Learner, epochs: Epochs, phase: Phase, run: Path | None) -> Position:
     # All ranks must load the same checkpoint: rank 0 chooses.
+    if run is not None and learner.runtime.rank == 0:
+        sweep_uncommitted(run)
     newest = learner.runtime.gather(committed(run)[-1:] if run is not None else [])[0]
     if not newest:
         return Position(phase=phase.number)
     checkpoint = Checkpoint(newest[0])
+    held = (learner.config.code.dim, epochs.images.code_shards)
+    if held != (checkpoint.code_dim, checkpoint.code_shards):
+        raise UserError(
+            f"{checkpoint.directory}: code_dim={checkpoint.code_dim} and code_shards={checkpoint.code_shards}, where "
+            f"{held[0]} and {held[1]} are asked for; give the old values, or another run directory"
+        )
     checkpoint.restore(learner, epochs.images.shards)
     position = checkpoint.position
     if position.phase == phase.number:
+        if checkpoint.snapshot != epochs.snapshot or position.step >= epochs.steps:
+            raise UserError(
+                f"{checkpoint.directory}: is of other images or another batch size than those given (snapshot "
+                f"{checkpoint.snapshot[:12]}, step {position.step} of an epoch); give the ones it was trained with"
+            )
         return position
     # A new phase begins at an epoch's boundary.
     return Position(images_seen=position.images_seen, phase=phase.number, epoch=position.epoch + 1)
@@ -281,8 +301,8 @@ def _statistics_batches(table: CodeTable, epochs: Epochs) -> Iterator[tuple[torc
 class Meter:
     """Sums of the steps since the last report, and the clock beside them."""
 
-    def __init__(self, learner: Learner, phase: Phase, intervals: Intervals) -> None:
-        self.learner, self.phase, self.intervals = learner, phase, intervals
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
         self.sums = torch.zeros(4, dtype=torch.float64, device=learner.runtime.device)
         self.restart_clock()
 
@@ -295,21 +315,27 @@ class Meter:
         self.sums[3] += float(images) / self.learner.runtime.world_size
         self.timed_images += images
 
+    def require_finite(self, images_seen: int) -> None:
+        """Raise on every rank if a loss since the last report is not finite; no checkpoint may follow it."""
+        loss = float(self.learner.runtime.all_sum(self.sums[0].clone()))
+        if not math.isfinite(loss):
+            config = self.learner.config
+            raise UserError(
+                f"loss={loss} at {images_seen} images: training diverged; lower learning_rate "
+                f"(={config.learning_rate}) or code.learning_rate (={config.code.learning_rate}); "
+                "the last checkpoint is kept"
+            )
+
     def report(self, images_seen: int, factor: float) -> None:
         """Merge over ranks, hand to the runtime, begin anew.
 
         Raises:
             UserError: if the loss is not finite.
         """
+        self.require_finite(images_seen)
         runtime, config = self.learner.runtime, self.learner.config
         loss, squared, norm, images = runtime.all_sum(self.sums).tolist()
         self.sums.zero_()
-        if not math.isfinite(loss):
-            raise UserError(
-                f"loss={loss} at {images_seen} images: training diverged; lower learning_rate "
-                f"(={config.learning_rate}) or code.learning_rate (={config.code.learning_rate}); "
-                "the last checkpoint is kept"
-            )
         if runtime.rank == 0:
             runtime.report(
                 images_seen,

@@ -8,11 +8,11 @@ from typing import Literal, Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from glo_core.codes import PROJECTIONS
 from glo_core.config import Config
-from glo_core.files import FORMAT_VERSION, read_json, write_bytes, write_json
+from glo_core.files import FORMAT_VERSION, read_json, read_tensors, write_bytes, write_json
 from glo_core.hashing import Float64Array, key64, normal
 
 Kind = Literal["unit", "diagonal", "full"]
@@ -111,5 +111,5 @@ class GaussianPrior:
     @classmethod
     def load(cls, directory: Path) -> Self:
         record = read_json(directory / "prior.json")
-        tensors = load_file(directory / "prior.safetensors")
+        tensors = read_tensors(directory / "prior.safetensors")
         return cls(record["kind"], record["projection"], tensors["mean"].numpy(), tensors["factor"].numpy())

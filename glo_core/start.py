@@ -9,10 +9,11 @@ from typing import Self
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from glo_core.blocks import ImageSource
 from glo_core.codes import CodeConfig, to_sphere
+from glo_core.files import read_tensors
 from glo_core.hashing import Int64Array, key64, normal
 from glo_core.runtime import Runtime
 
@@ -113,7 +114,7 @@ class PcaStart:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        return cls(**load_file(path))
+        return cls(**read_tensors(path))
 
 
 def _chunks(images: ImageSource) -> Iterator[torch.Tensor]:

@@ -41,6 +41,10 @@ def main(
         run(parse(name, config_type, recorded=recorded, argv=argv))
     except UserError as error:
         sys.exit(f"{name}: error: {error}")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.exit(f"{name}: error: {error.filename}: {(error.strerror or str(error)).lower()}")
     except KeyboardInterrupt:
         sys.exit(f"{name}: interrupted; the same command goes on from what is finished")
 

@@ -13,6 +13,8 @@ def write_digits(folder: Path) -> None:
     digits = load_digits()
     for number, (values, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
         path = folder / str(digit) / f"{number:04d}.png"
+        if path.exists():  # A rewritten file would be a new one to preprocessing.
+            continue
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((values * 255 / 16).round().astype(np.uint8)).save(path)
     print(f"demo: {len(digits.images)} digits as PNG files in {folder}")

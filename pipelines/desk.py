@@ -29,6 +29,7 @@ class Desk:
     def __init__(self) -> None:
         self.reports: list[Report] = []
         self.stop = False
+        self.failed = ""
 
     def put(self, report: Report) -> None:
         self.reports.append(report)
@@ -42,6 +43,13 @@ class Desk:
 
     def stop_requested(self) -> bool:
         return self.stop
+
+    def fail(self, reason: str) -> None:
+        self.failed = reason
+
+    def failure(self) -> str:
+        """The user's mistake, or the limit, that ended a rank; "" if there is none."""
+        return self.failed
 
 
 class RayRuntime(TorchDistributed):
@@ -94,13 +102,16 @@ def following(desk: Any, stage: Stage, target: int) -> Iterator[None]:
     ended = threading.Event()
 
     def follow() -> None:
+        unsent: list[Report] = []
         with (
             tqdm(total=target, unit="img", desc="train", mininterval=1, unit_scale=True) as bar,
             (stage.directory / "progress.jsonl").open("a") as log,
         ):
             while True:
                 last = ended.wait(1.0)
-                _drain(ray.get(desk.take.remote()), stage, bar, log)
+                reports = ray.get(desk.take.remote())
+                _show(reports, bar, log)
+                unsent = _send([*unsent, *reports], stage, bar, last)
                 if last:
                     return
 
@@ -110,14 +121,24 @@ def following(desk: Any, stage: Stage, target: int) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        follower.join(timeout=30)
+        follower.join(timeout=60)
 
 
-def _drain(reports: list[Report], stage: Stage, bar: Any, log: Any) -> None:
+def _show(reports: list[Report], bar: Any, log: Any) -> None:
     for _, images_seen, metrics in reports:
         log.write(json.dumps({"images_seen": images_seen, **metrics}) + "\n")
-        bar.update(images_seen - bar.n)
         if "loss" in metrics:
-            bar.set_postfix(loss=f"{metrics['loss']:.4f}", psnr=f"{metrics['train_psnr']:.2f}")
+            bar.set_postfix(loss=f"{metrics['loss']:.4f}", psnr=f"{metrics['train_psnr']:.2f}", refresh=False)
+            bar.update(images_seen - bar.n)
     log.flush()
-    stage.tracker.history(reports)
+
+
+def _send(reports: list[Report], stage: Stage, bar: Any, last: bool) -> list[Report]:
+    """Send reports to MLflow; those that could not be sent come back, to be sent with the next ones."""
+    try:
+        stage.tracker.history(reports)
+    except Exception as error:  # Whatever MLflow's store raises: training must not die of its tracker.
+        if last:
+            bar.write(f"train: {len(reports)} reports could not be sent to MLflow ({error}); progress.jsonl has them")
+        return reports
+    return []

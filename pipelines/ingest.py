@@ -11,10 +11,10 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ import ray
 import ray.data
 from tqdm import tqdm
 
-from glo_core.blocks import DatasetConfig, config_record, read_config, snapshot_digest, write_block
+from glo_core.blocks import DatasetConfig, config_record, open_block, read_config, snapshot_digest, write_block
 from glo_core.decode import Decoded, RejectedImageError, decode
 from glo_core.files import (
     FORMAT_VERSION,
@@ -32,6 +32,7 @@ from glo_core.files import (
     differences,
     locked,
     read_json,
+    read_parquet,
     replacing,
     sweep_temporary,
     write_json,
@@ -115,7 +116,7 @@ def preprocess(job: PreprocessJob) -> dict[str, Any]:
             )
             with ray_session():
                 _decode_blocks(job.dataset, plan)
-            snapshot = _commit(job.dataset, config, plan, tracker.run_id)
+            snapshot, complaint = _commit(job.dataset, config, plan, tracker.run_id)
             summary = _summary(snapshot, plan, time.perf_counter() - started)
             tracker.metrics({key: value for key, value in summary.items() if isinstance(value, int | float)})
             tracker.dataset(job.dataset, snapshot["digest"], "output")
@@ -125,6 +126,8 @@ def preprocess(job: PreprocessJob) -> dict[str, Any]:
             tracker.finish("FAILED")
             raise
     _print_summary(summary, job.dataset)
+    if complaint:
+        raise UserError(f"{complaint} (the other folders are in the dataset)")
     # A plan taken up from an interrupted run may know less than the folders given now.
     if not {str(folder) for folder in folders} <= set(plan.inputs):
         return preprocess(job)
@@ -254,14 +257,21 @@ def _ingest_file(
 # ---------------------------------------------------------------- commit
 
 
-def _commit(dataset: Path, config: DatasetConfig, plan: Plan, mlflow_run_id: str) -> dict[str, Any]:
-    """Write the snapshot: from then on its images are part of the dataset."""
+def _commit(dataset: Path, config: DatasetConfig, plan: Plan, mlflow_run_id: str) -> tuple[dict[str, Any], str]:
+    """Write the snapshot: from then on its images are part of the dataset.
+
+    Returns it, and a complaint about a folder that never gave an image ("" if there is none).
+    """
     columns = ["image_id", "source", "content_hash", "split", "status", "reason"]
     parts = [_manifest_path(dataset, plan.number, block) for block in range(plan.blocks)]
-    manifest = pa.concat_tables(pq.read_table(part, columns=columns) for part in parts)
-    _require_images(dataset, plan, manifest)
+    manifest = pa.concat_tables(read_parquet(part, columns) for part in parts)
     images = manifest.filter(pc.equal(manifest.column("status"), "image"))
-    late = _late_duplicates(dataset, plan, images)
+    earlier = _earlier_images(dataset, plan)
+    complaint = _without_image(plan, manifest, earlier)
+    if complaint and not len(images):
+        _discard(dataset, plan)
+        raise UserError(complaint)
+    late = _late_duplicates(images, earlier)
     ids = images.column("image_id").to_numpy()
     removed = np.array(sorted(late), np.int64)
     kept = ~np.isin(ids, removed)
@@ -291,43 +301,64 @@ def _commit(dataset: Path, config: DatasetConfig, plan: Plan, mlflow_run_id: str
         "versions": library_versions(),
         "mlflow_run_id": mlflow_run_id,
     }
+    for block in blocks:
+        open_block(block, config)  # A block that was lost or cut short since must not be committed.
     write_json(snapshot_path(dataset, plan.number), snapshot)
-    return snapshot
+    return snapshot, complaint
 
 
-def _require_images(dataset: Path, plan: Plan, manifest: Any) -> None:
-    """Refuse a folder of which no file is an image, and forget the plan, so that the mistake leaves no trace."""
-    rows = zip(*(manifest.column(name).to_pylist() for name in ("source", "status", "reason")), strict=True)
-    by_source: dict[str, Counter[str]] = {}
-    for source, status, reason in rows:
-        by_source.setdefault(source, Counter())[reason if status == "rejected" else "image"] += 1
-    for source, found in by_source.items():
-        if not found["image"]:
-            for block in range(plan.blocks):
-                _manifest_path(dataset, plan.number, block).unlink()
-                (dataset / "blocks" / f"{plan.number:06d}-{block:05d}.arrow").unlink()
-            plan.path.unlink()
-            raise UserError(
-                f"input={plan.sources[source]}: none of its {found.total()} new files is an image "
-                f"({found.most_common(1)[0][0]}); give a folder of image files"
-            )
+class Earlier(NamedTuple):
+    """What the snapshots before a plan hold."""
+
+    first_with: dict[bytes, int]
+    """Lowest id of each content"""
+    sources: set[str]
+    """Sources that gave an image"""
 
 
-def _late_duplicates(dataset: Path, plan: Plan, images: Any) -> dict[int, int]:
-    """Images whose bytes a lower id of another block or snapshot has: id -> that lower id."""
-    first: dict[bytes, int] = {}
+def _earlier_images(dataset: Path, plan: Plan) -> Earlier:
+    earlier = Earlier({}, set())
     for path in sorted((dataset / "manifest").glob("*.parquet")):
         if int(path.name.split("-")[0]) < plan.number:
-            table = pq.read_table(path, columns=["image_id", "content_hash", "status"])
+            table = read_parquet(path, ["image_id", "source", "content_hash", "status"])
             table = table.filter(pc.equal(table.column("status"), "image"))
-            for content, image_id in zip(
-                *(table.column(c).to_pylist() for c in ("content_hash", "image_id")), strict=True
-            ):
-                first.setdefault(content, image_id)
+            earlier.sources.update(table.column("source").to_pylist())
+            for content, image_id in _pairs(table, "content_hash", "image_id"):
+                earlier.first_with.setdefault(content, image_id)
+    return earlier
+
+
+def _pairs(table: Any, first: str, second: str) -> Iterator[tuple[Any, Any]]:
+    return zip(table.column(first).to_pylist(), table.column(second).to_pylist(), strict=True)
+
+
+def _without_image(plan: Plan, manifest: Any, earlier: Earlier) -> str:
+    """The complaint about the first folder that never gave an image, or ""."""
+    found: dict[str, list[str]] = {}
+    for source, reason in _pairs(manifest, "source", "reason"):
+        found.setdefault(source, []).append(reason)
+    for source, reasons in found.items():
+        if all(reasons) and source not in earlier.sources:
+            return (
+                f"input={plan.sources[source]}: none of its {len(reasons)} new files is an image "
+                f"({Counter(reasons).most_common(1)[0][0]}); give a folder of image files"
+            )
+    return ""
+
+
+def _discard(dataset: Path, plan: Plan) -> None:
+    """Forget a plan in which nothing is an image, so that the mistake leaves no trace."""
+    for block in range(plan.blocks):
+        _manifest_path(dataset, plan.number, block).unlink()
+        (dataset / "blocks" / f"{plan.number:06d}-{block:05d}.arrow").unlink()
+    plan.path.unlink()
+
+
+def _late_duplicates(images: Any, earlier: Earlier) -> dict[int, int]:
+    """Images whose bytes a lower id of another block or snapshot has: id -> that lower id."""
+    first = dict(earlier.first_with)
     late = {}
-    for content, image_id in zip(
-        images.column("content_hash").to_pylist(), images.column("image_id").to_pylist(), strict=True
-    ):
+    for content, image_id in _pairs(images, "content_hash", "image_id"):
         lowest = first.setdefault(content, image_id)
         if lowest != image_id:
             late[image_id] = lowest

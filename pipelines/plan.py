@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from glo_core.blocks import DatasetConfig
-from glo_core.files import UserError, replacing
+from glo_core.files import UserError, read_parquet, replacing
 
 BLOCK_BYTES = 128 << 20
 """Pixels of a block at most."""
@@ -145,7 +145,7 @@ def _known_files(dataset: Path, plans: Sequence[Path]) -> tuple[set[FoundFile], 
     known: set[FoundFile] = set()
     next_id = 0
     for path in plans:
-        table = pq.read_table(path)
+        table = read_parquet(path)
         columns = [table.column(name).to_pylist() for name in ("source", "path", "bytes", "mtime_ns")]
         known.update(map(FoundFile, *columns))
         next_id = max(next_id, table.column("image_id")[-1].as_py() + 1)

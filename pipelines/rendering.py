@@ -1,7 +1,6 @@
 """Grids of a checkpoint: reconstructions, samples of each prior, interpolations, nearest training images."""
 
 import functools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from glo_core.blocks import BlockImages, Dataset
 from glo_core.checkpoint import Checkpoint
 from glo_core.config import Config
 from glo_core.decode import UInt8Array
-from glo_core.files import UserError, read_json, replacing
+from glo_core.files import UserError, digest_file, digest_json, read_json, replacing
 from glo_core.hashing import key64, mix64
 from glo_core.prior import GaussianPrior
 from glo_core.render import Neighbours, decode_codes, gather_ids, grid, in_rows, interpolate, nearest
@@ -147,11 +146,12 @@ def render(job: RenderJob) -> Path:
             f"{priors_at}: no prior is fitted to the newest checkpoint; run jobs/fit_prior.py --run {job.run} first"
         )
     kinds = read_json(priors_at / "done.json")["kinds"]
+    fitted = {kind: digest_file(priors_at / kind / "prior.safetensors") for kind in kinds}
     dataset = Dataset.open(Path(read_json(job.run / "run.json")["paths"]["dataset"])).at(checkpoint.snapshot)
     directory = job.run / "grids" / str(images_seen)
     inputs = {
         "checkpoint": Input(checkpoint.directory, checkpoint.digest, run_id_of(job.run)),
-        "prior": Input(priors_at, json.dumps(kinds), run_id_of(priors_at)),
+        "prior": Input(priors_at, digest_json(fitted), run_id_of(priors_at)),
     }
     with open_stage(
         "render",

@@ -56,7 +56,7 @@ class Stage:
             self.tracking, self.root, name=self.name, inputs=links, run_id=self.record.get("mlflow_run_id")
         )
         self.record["mlflow_run_id"] = self._tracker.run_id
-        (self.directory / "done.json").unlink(missing_ok=True)
+        self.done = None
         self.save()
         self._tracker.params({"directory": self.directory, **params, "versions": library_versions()})
         for what, source in self.inputs.items():
@@ -123,10 +123,12 @@ def open_stage(
         )
         try:
             yield stage
+        except (SystemExit, KeyboardInterrupt):
+            stage.close("KILLED")
+            raise
         except BaseException:
             stage.close("FAILED")
             raise
-        stage.close("KILLED")
 
 
 def _compare(directory: Path, record: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
@@ -144,7 +146,7 @@ def _compare(directory: Path, record: Mapping[str, Any], asked: Mapping[str, Any
     if changed:
         raise UserError(
             f"{directory}: was made with another recipe ({'; '.join(changed)}); "
-            "give another directory, or the old values"
+            "use the old values or another directory, or delete this one"
         )
 
 

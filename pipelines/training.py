@@ -5,10 +5,12 @@ workers: glo_core.loop.train on their own lanes of the mapped blocks
 """
 
 import dataclasses
-import json
 import math
 import shutil
+import threading
 import uuid
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +25,7 @@ from glo_core import order
 from glo_core.blocks import Dataset
 from glo_core.checkpoint import Checkpoint, committed
 from glo_core.decoder import SeedDecoder, num_parameters
-from glo_core.files import UserError
+from glo_core.files import UserError, read_json
 from glo_core.loop import Intervals, Phase, too_many_workers, train
 from glo_core.step import TrainConfig
 from pipelines.desk import Desk, RayRuntime, following, stopping
@@ -42,6 +44,8 @@ class TrainSettings(TrainConfig):
     """Ray Train workers; the result does not depend on it"""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto takes a GPU for each worker where the cluster has them"""
+    cpus_per_worker: float = 0.0
+    """CPUs of each worker; 0 for an even share of the cluster's"""
     max_failures: int = 3
     """Lost workers after which training gives up; each time it goes on from the last checkpoint"""
     intervals: Intervals = dataclasses.field(default_factory=Intervals)
@@ -86,23 +90,17 @@ def run_training(job: TrainJob) -> dict[str, Any]:
         if phase is None:
             done = stage.done or {}
             print(
-                f"train: {job.run} has seen {done.get('images_seen')} images already, nothing to do; "
+                f"train: {job.run} has seen {done['images_seen']} images already, nothing to do; "
                 f"--images above that trains on. {_figures(done)}",
                 flush=True,
             )
             return done
-        stage.begin(
-            {
-                **stage.record["identity"],
-                "images": phase.target,
-                "workers": job.workers,
-                "device": job.device,
-                "phase": phase.number,
-            }
-        )
-        _print_plan(job, dataset, phase)
         with ray_session():
-            _fit(job, stage, phase, snapshot)
+            resources = _worker_resources(job)
+            length = {"images": phase.target, "workers": job.workers, "device": job.device}
+            stage.begin({**stage.record["identity"], f"phase.{phase.number}": length})
+            _print_plan(job, dataset, phase)
+            _fit(job, stage, phase, snapshot, resources)
         position = Checkpoint.latest(job.run).position
         if position.images_seen < phase.target:
             print(
@@ -111,24 +109,16 @@ def run_training(job: TrainJob) -> dict[str, Any]:
                 flush=True,
             )
             raise SystemExit(130)
-        metrics = json.loads((job.run / "metrics" / f"{position.images_seen}.json").read_text())
-        stage.finish(
-            {
-                "images_seen": position.images_seen,
-                "phase": phase.number,
-                "snapshot": snapshot,
-                "psnr": metrics["psnr"],
-                "pca_psnr": metrics["pca_psnr"],
-            }
-        )
+        metrics = read_json(job.run / "metrics" / f"{position.images_seen}.json")
+        figures = {key: metrics[key] for key in ("images_seen", "psnr", "pca_psnr")}
+        stage.finish({**figures, "phase": phase.number, "snapshot": snapshot})
         print(f"train: done, {job.run} has seen {position.images_seen} images. {_figures(metrics)}", flush=True)
         return stage.done or {}
 
 
 def _figures(metrics: dict[str, Any]) -> str:
-    if "psnr" not in metrics:
-        return ""
-    return f"PSNR {metrics['psnr']:.2f} dB; PCA of the same dimension, on the same images: {metrics['pca_psnr']:.2f} dB"
+    ours, pca = metrics["psnr"], metrics["pca_psnr"]
+    return f"PSNR {ours:.2f} dB; PCA of the same dimension, on the same images: {pca:.2f} dB"
 
 
 def _check(job: TrainJob, dataset: Dataset) -> None:
@@ -164,17 +154,25 @@ def _phase(stage: Stage, job: TrainJob, dataset: Dataset) -> tuple[Phase | None,
     """The phase to train, entered in the record, and its snapshot; None if its target was reached before."""
     phases: list[dict[str, Any]] = stage.record.setdefault("phases", [])
     marks = committed(job.run)
-    seen = Checkpoint(marks[-1]).position.images_seen if marks else 0
+    seen = 0
     if marks:
-        dataset.at(Checkpoint(marks[-1]).snapshot)  # Refuse a dataset that no longer holds what was trained on.
-    if stage.done is None and phases and phases[-1]["target"] == job.images:
+        newest = Checkpoint(marks[-1])
+        seen = newest.position.images_seen
+        dataset.at(newest.snapshot)  # Refuse a dataset that no longer holds what was trained on.
+    finished = stage.done is not None and stage.done["phase"] == len(phases) - 1
+    if phases and not finished and phases[-1]["target"] == job.images:
         last = phases[-1]
         dataset.at(last["snapshot"])
-    elif seen >= job.images:
-        return None, ""
-    else:
+    elif seen < job.images:
         last = {"start": seen, "target": job.images, "snapshot": dataset.digest}
         phases.append(last)
+    elif finished:
+        return None, ""
+    else:
+        raise UserError(
+            f"{job.run}: has seen {seen} images on the way to {phases[-1]['target']}; images={job.images} must be "
+            f"{phases[-1]['target']} to go on there, or more than {seen}"
+        )
     phase = Phase(number=len(phases) - 1, start=last["start"], target=last["target"])
     return phase, last["snapshot"]
 
@@ -182,9 +180,8 @@ def _phase(stage: Stage, job: TrainJob, dataset: Dataset) -> tuple[Phase | None,
 # ---------------------------------------------------------------- driver and workers
 
 
-def _fit(job: TrainJob, stage: Stage, phase: Phase, snapshot: str) -> None:
-    resources = _worker_resources(job)
-    desk = ray.remote(Desk).options(num_cpus=0).remote()
+def _fit(job: TrainJob, stage: Stage, phase: Phase, snapshot: str, resources: dict[str, float]) -> None:
+    desk: Any = ray.remote(Desk).options(num_cpus=0).remote()
     config = TrainConfig(**{f.name: getattr(job, f.name) for f in dataclasses.fields(TrainConfig)})
     arguments = {
         "config": config,
@@ -212,11 +209,28 @@ def _fit(job: TrainJob, stage: Stage, phase: Phase, snapshot: str) -> None:
     )
     with stopping(desk), following(desk, stage, phase.target):
         try:
-            trainer.fit()
+            _off_main_thread(trainer.fit)
         except ray.train.TrainingFailedError as error:
             raise _reason(error) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+        failure = ray.get(desk.failure.remote())
+        if failure:
+            raise UserError(failure)
+
+
+def _off_main_thread(fit: Callable[[], Any]) -> None:
+    """Call `fit` where Ray Train does not take Ctrl-C for itself, which would kill the workers without a checkpoint."""
+    outcome: Future[Any] = Future()
+
+    def call() -> None:
+        try:
+            outcome.set_result(fit())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=call, name="fit", daemon=True).start()
+    outcome.result()
 
 
 def _worker_resources(job: TrainJob) -> dict[str, float]:
@@ -228,35 +242,36 @@ def _worker_resources(job: TrainJob) -> dict[str, float]:
             f"device=gpu with workers={job.workers} needs as many GPUs, and the cluster has {gpus}; "
             "use fewer workers, or device=cpu"
         )
-    share = num_cpus() / job.workers
+    share = job.cpus_per_worker or num_cpus() / job.workers
     cpus = {"CPU": float(math.floor(share)) if share >= 1 else share}
     return cpus | ({"GPU": 1.0} if use_gpu else {})
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
+    desk = arguments["desk"]
+    if ray.get(desk.failure.remote()):
+        return  # Ray Train starts workers again after any error; one of the user's would only come back.
     # Ray sets OMP_NUM_THREADS=1, which would leave most of a worker's share idle.
     torch.set_num_threads(arguments["threads"])
-    runtime = RayRuntime(ray.train.torch.get_device(), arguments["desk"])
-    dataset = Dataset.open(Path(arguments["dataset"])).at(arguments["snapshot"])
-    train(
-        arguments["config"],
-        dataset.images(),
-        arguments["phase"],
-        runtime=runtime,
-        run=Path(arguments["run"]),
-        intervals=arguments["intervals"],
-    )
+    runtime = RayRuntime(ray.train.torch.get_device(), desk)
+    try:
+        dataset = Dataset.open(Path(arguments["dataset"])).at(arguments["snapshot"])
+        train(
+            arguments["config"],
+            dataset.images(()),  # No shard yet: the loop selects its own.
+            arguments["phase"],
+            runtime=runtime,
+            run=Path(arguments["run"]),
+            intervals=arguments["intervals"],
+        )
+    except UserError as error:
+        ray.get(desk.fail.remote(str(error)))
+        raise  # Ends the other workers, which wait for this one.
 
 
 def _reason(error: Exception) -> UserError:
     """The one line behind Ray's report of a failure."""
     failures = list(getattr(error, "worker_failures", {}).values()) or [error]
-    for failure in failures:
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, UserError):
-                return cause
-            cause = getattr(cause, "cause", None) or cause.__cause__
-    first = str(failures[0]).strip().splitlines()
-    return UserError(f"training failed: {first[-1] if first else type(failures[0]).__name__}")
+    lines = str(failures[0]).strip().splitlines()
+    return UserError(f"training failed: {lines[-1] if lines else type(failures[0]).__name__}")

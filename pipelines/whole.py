@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,9 @@ def run_pipeline(job: PipelineJob) -> None:
     write_json(job.root / "metrics.json", metrics)
     print(f"\nmetrics  {job.root / 'metrics.json'}: {json.dumps(metrics)}")
     print(f"grids    {grids}")
-    print(f"follow   mlflow ui --backend-store-uri {tracking_uri(job, job.root)}", flush=True)
+    uri = tracking_uri(job, job.root)
+    follow = uri if uri.startswith("http") else f"{sys.executable} -m mlflow ui --backend-store-uri {uri}"
+    print(f"follow   {follow}", flush=True)
 
 
 def _fields(config: Any) -> dict[str, Any]:

@@ -26,6 +26,7 @@ os.environ |= {
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "PYTHONPATH": str(ROOT),
 }

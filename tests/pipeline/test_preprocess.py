@@ -138,7 +138,22 @@ def test_a_folder_without_an_image_leaves_no_trace(job: Job, tmp_path: Path) -> 
         "(not an image of a known format); give a folder of image files"
     )
     assert "Traceback" not in done.stderr
-    assert [path.name for path in (tmp_path / "d").rglob("*") if path.is_file()] == [".lock", "dataset.json"]
+    assert {path.name for path in (tmp_path / "d").rglob("*") if path.is_file()} == {".lock", "dataset.json"}
+
+
+@pytest.mark.usefixtures("session")
+def test_a_folder_without_an_image_costs_the_others_nothing(folders: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("a")
+    with pytest.raises(UserError, match=r"none of its 1 new files is an image .*the other folders are in the dataset"):
+        ingest(tmp_path / "d", folders["second"], tmp_path / "texts")
+    assert Dataset.open(tmp_path / "d").num_train > 40
+    # A stray file in a folder that has images is a line of the summary, not an error.
+    stray = tmp_path / "stray"
+    write_images(stray, 10, seed=7)
+    ingest(tmp_path / "d", stray)
+    (stray / "notes.txt").write_text("a")
+    assert ingest(tmp_path / "d", stray)["rejected"] == 1
 
 
 @pytest.mark.usefixtures("session")

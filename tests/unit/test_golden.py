@@ -10,8 +10,13 @@ import pytest
 from safetensors.numpy import load_file
 
 from glo_core import Checkpoint, Dataset
+from glo_core.files import FORMAT_VERSION
 
 VERSIONS = sorted((Path(__file__).parents[1] / "golden").glob("v*"))
+
+
+def test_the_present_version_is_among_them() -> None:
+    assert [path.name for path in VERSIONS] == [f"v{version}" for version in range(1, FORMAT_VERSION + 1)]
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda path: path.name)

@@ -111,6 +111,22 @@ def test_no_image_and_too_many_workers_are_one_line() -> None:
     )
 
 
+def test_a_checkpoint_of_other_images_or_another_batch_is_refused(blobs: torch.Tensor, tmp_path: Path) -> None:
+    glo.train(CONFIG, glo.TensorImages(blobs), glo.Phase(target=300), run=tmp_path)
+    with pytest.raises(glo.UserError, match="is of other images or another batch size"):
+        glo.train(CONFIG, glo.TensorImages(blobs[:99]), glo.Phase(target=300), run=tmp_path)
+
+
+def test_a_finished_checkpoint_is_not_written_again(blobs: torch.Tensor, tmp_path: Path) -> None:
+    images = glo.TensorImages(blobs)
+    glo.train(CONFIG, images, glo.Phase(target=300), run=tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")}
+    (tmp_path / "checkpoints" / "600").mkdir()  # What a kill in the middle of writing leaves.
+    glo.train(CONFIG, images, glo.Phase(target=300), run=tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert not (tmp_path / "checkpoints" / "600").exists()
+
+
 def test_the_cosine_runs_over_its_phase() -> None:
     phase = glo.Phase(number=1, start=100, target=300)
     assert [round(phase.rate_factor(seen, "cosine"), 6) for seen in (100, 200, 300)] == [1, 0.5, 0]
