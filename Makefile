@@ -1,5 +1,6 @@
 # make demo   from nothing to sampled grids in MLflow, on scikit-learn's digits
 # make test   lint, types and tests, as CI runs them
+# make test-slow   Ray Train killed, stopped, resumed, and at two world sizes: ten minutes
 # make clean  remove the environment and the demo's outputs
 
 PYTHON ?= python3.11
@@ -9,7 +10,7 @@ TORCH ?= torch==2.13.0
 DEMO ?= demo-run
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types clean
+.PHONY: demo test test-slow lint types clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.base:
@@ -33,7 +34,11 @@ demo: $(VENV)/.demo
 	$(BIN)/python jobs/pipeline.py --input $(DEMO)/digits --root $(DEMO) --recipe configs/digits.yaml
 
 test: lint types
+	@echo "make: left out are the tests marked slow (kills and world sizes under Ray Train): make test-slow"
 	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow --timeout 600
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,14 +1,24 @@
 """The whole pipeline, submitted to a real head and tracked by a real MLflow server."""
 
+import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import mlflow
 import numpy as np
+import pytest
 from PIL import Image
+
+import jobs.train
+from glo_core import UserError
+from glo_core.files import locked
+from jobs.cli import parse
+from pipelines.training import TrainJob, run_training
 
 from .conftest import ROOT, Head, write_images
 
@@ -16,12 +26,18 @@ RECIPE = """
 preprocess: {resolution: 16, channels: 3}
 train:
   images: 2000
+  workers: 2
   batch_size: 32
   code: {dim: 4}
   decoder: {filters: [16, 8]}
   intervals: {report: 200}
 render: {columns: 4, rows: 3, neighbours: 2}
 """
+
+
+class Submitted(NamedTuple):
+    root: Path
+    log: str
 
 
 def submit(head: Head, *command: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -32,29 +48,35 @@ def submit(head: Head, *command: object, env: dict[str, str] | None = None) -> s
     return subprocess.run(line, capture_output=True, text=True, timeout=290, env=environment)
 
 
-def test_a_submitted_pipeline_ends_in_mlflow(head: Head, mlflow_server: str, tmp_path: Path) -> None:
-    write_images(tmp_path / "images", 100, seed=5)
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(RECIPE)
-    root = tmp_path / "out"
-    flags = ["--input", tmp_path / "images", "--root", root, "--recipe", recipe]
+@pytest.fixture(scope="module")
+def submitted(head: Head, mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Submitted:
+    place = tmp_path_factory.mktemp("submitted")
+    write_images(place / "images", 100, seed=5)
+    (place / "recipe.yaml").write_text(RECIPE)
+    flags = ["--input", place / "images", "--root", place / "out", "--recipe", place / "recipe.yaml"]
     tracked = {"MLFLOW_TRACKING_URI": mlflow_server}
-    done = submit(head, "python", "jobs/pipeline.py", *flags, env=tracked)
+    done = submit(head, sys.executable, "jobs/pipeline.py", *flags, env=tracked)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    for line in ("preprocess: 100 new files", "train: 100 images of 16 px", "train: done", "fit_prior: ", "render: "):
-        assert line in done.stdout
-    assert "succeeded" in done.stdout
+    return Submitted(place / "out", done.stdout)
 
-    metrics = json.loads((root / "metrics.json").read_text())
-    assert metrics["images_seen"] == 2000
-    assert {"psnr", "pca_psnr"} < metrics.keys()
-    grids = sorted(path.name for path in (root / "run" / "grids" / "2000").glob("*.png"))
+
+def test_a_submitted_pipeline_succeeds_and_its_log_shows_progress(submitted: Submitted) -> None:
+    root, log = submitted
+    stages = ("preprocess: 100 new files", "train: 100 images of 16 px", "train: done", "fit_prior: ", "render: ")
+    for line in stages:
+        assert line in log
+    assert "succeeded" in log
+    assert "train: 100%" in log.replace("|", " ")
+    assert {"images_seen", "psnr", "pca_psnr"} == json.loads((root / "metrics.json").read_text()).keys()
     kinds = ("diagonal", "full", "unit")
     of_prior = [f"{what}-{kind}.png" for what in ("neighbours", "samples") for kind in kinds]
+    grids = sorted(path.name for path in (root / "run" / "grids" / "2000").glob("*.png"))
     assert grids == sorted(["reconstructions.png", "interpolations.png", *of_prior])
     sheet = np.asarray(Image.open(root / "run" / "grids" / "2000" / "reconstructions.png"))
     assert sheet.shape == (3 * 18 - 2, 8 * 18 - 2, 3)
 
+
+def test_its_runs_are_linked_in_mlflow_and_hold_metrics_and_pictures(submitted: Submitted, mlflow_server: str) -> None:
     client = mlflow.MlflowClient(mlflow_server)
     experiment = client.get_experiment_by_name("glo")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
@@ -66,20 +88,57 @@ def test_a_submitted_pipeline_ends_in_mlflow(head: Head, mlflow_server: str, tmp
     assert runs["render"].data.tags["glo.input.prior"] == ids["fit_prior"]
     assert runs["train"].data.params["code.dim"] == "4"
     assert runs["train"].inputs.dataset_inputs[0].dataset.name == "dataset"
+    metrics = json.loads((submitted.root / "metrics.json").read_text())
     for key in ("loss", "train_psnr", "images_per_s", "learning_rate", "code_learning_rate", "code_norm"):
         steps = [point.step for point in client.get_metric_history(ids["train"], key)]
         assert steps[-1] == 2000 and len(steps) == 10
     assert client.get_metric_history(ids["train"], "psnr")[0].value == metrics["psnr"]
-    # As MLflow's own page finds pictures: images/<key>%step%<step>%....png
+    # Where MLflow's own page finds pictures, with a key and a step in each name.
     shown = {file.path for file in client.list_artifacts(ids["render"], "images")}
-    assert sum("reconstructions" in path and "%2000%" in path and path.endswith(".png") for path in shown) == 1
+    assert any("reconstructions" in path and "2000" in path and path.endswith(".png") for path in shown)
     kept = {Path(file.path).name for file in client.list_artifacts(ids["render"], "grids")}
-    assert kept == set(grids)
+    assert len(kept) == 8 and "samples-full.png" in kept
+
+
+def refused(job: TrainJob) -> str:
+    with pytest.raises(UserError) as caught:
+        run_training(job)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_finished_run_is_not_done_again_and_refuses_what_is_not_its_own(
+    submitted: Submitted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, run = submitted.root / "dataset", submitted.root / "run"
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+
+    def again(*flags: object) -> TrainJob:
+        line = ["--dataset", dataset, "--run", run, "--images", 2000, *flags]
+        return parse("train", TrainJob, argv=list(map(str, line)), recorded=jobs.train.recorded)
+
+    assert run_training(again())["images_seen"] == 2000
+    assert "has seen 2000 images already, nothing to do" in capsys.readouterr().out
+    changed = refused(again("--code.dim", 9, "--seed", 1))
+    assert "was made with another recipe (code.dim: 4 -> 9; seed: 0 -> 1)" in changed
+    assert "workers=40 is more than the 32 lanes of code_shards=32" in refused(again("--workers", 40))
+    assert "must have 2 entries for images of 16 px" in refused(again("--decoder.filters", 8))
+    shutil.copytree(dataset, tmp_path / "other")
+    snapshot = tmp_path / "other" / "snapshots" / "000001.json"
+    snapshot.write_text(snapshot.read_text().replace('"digest": "', '"digest": "0'))
+    other = refused(dataclasses.replace(again(), dataset=tmp_path / "other"))
+    assert "was made from other inputs (dataset: " in other
+    assert "no dataset here" in refused(dataclasses.replace(again(), dataset=tmp_path))
+    with locked(run):
+        assert "in use by process" in refused(again())
+    after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert after == before
 
 
 def test_a_bad_flag_fails_the_job_with_the_reason_in_one_line(head: Head) -> None:
-    done = submit(head, "python", "-m", "jobs.train", "--dataset", "/d", "--run", "/r", "--wrokers", "2")
+    done = submit(head, sys.executable, "-m", "jobs.train", "--dataset", "/d", "--run", "/r", "--wrokers", "2")
     assert done.returncode != 0
     lines = [line for line in done.stdout.splitlines() if "--wrokers" in line and line.startswith("train: error")]
-    assert lines == ["train: error: unrecognized arguments: --wrokers 2; --help lists every flag"]
+    # Once in the job's log, and once more where Ray quotes its end.
+    assert set(lines) == {"train: error: unrecognized arguments: --wrokers 2; --help lists every flag"}
     assert "Traceback" not in done.stdout
