@@ -4,13 +4,14 @@ MLflow is imported by the functions that call it, not above them: Ray's worker p
 and each would spend seconds on a library that it must not use.
 """
 
+import functools
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ParamSpec, Self, TypeVar
 
 from PIL import Image
 
@@ -31,6 +32,25 @@ class TrackingConfig(Config):
 def tracking_uri(config: TrackingConfig, root: Path) -> str:
     """The URI that runs with outputs in `root` are tracked at."""
     return config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _answered(method: Callable[P, R]) -> Callable[P, R]:
+    """Turn MLflow's errors into one line; whatever the job has finished is on disk before it is logged."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return method(*args, **kwargs)
+        except (MlflowException, OSError) as error:
+            raise UserError(f"MLflow: {_first_line(error)}; the same command goes on once it answers again") from None
+
+    return call
 
 
 class Tracker:
@@ -100,6 +120,7 @@ class Tracker:
         for key, value in tags.items():
             self.client.set_tag(self.run_id, key, value)
 
+    @_answered
     def params(self, params: Mapping[str, Any]) -> None:
         """Log a (nested) config; a parameter that this run already has stays."""
         known = self.client.get_run(self.run_id).data.params
@@ -110,6 +131,7 @@ class Tracker:
     def metrics(self, metrics: Mapping[str, float], images_seen: int = 0) -> None:
         self.history([(int(time.time() * 1000), images_seen, dict(metrics))])
 
+    @_answered
     def history(self, reports: Sequence[tuple[int, int, Mapping[str, float]]]) -> None:
         """Log many reports at once: (milliseconds since 1970, images seen, metrics)."""
         from mlflow.entities import Metric
@@ -118,15 +140,18 @@ class Tracker:
         for start in range(0, len(metrics), 1000):  # MLflow's limit for one request
             self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
 
+    @_answered
     def image(self, path: Path, images_seen: int = 0) -> None:
         """Show a picture in the run's page as part of a series, and keep the file as an artifact."""
         with Image.open(path) as image:
             self.client.log_image(self.run_id, image, key=path.stem, step=images_seen)
         self.client.log_artifact(self.run_id, str(path), artifact_path="grids")
 
+    @_answered
     def artifact(self, path: Path) -> None:
         self.client.log_artifact(self.run_id, str(path))
 
+    @_answered
     def dataset(self, path: Path, digest: str, context: str) -> None:
         """Name what the run used or made."""
         import mlflow
@@ -136,6 +161,7 @@ class Tracker:
         source = CodeDatasetSource({"path": str(path)})
         mlflow.log_input(MetaDataset(source, name=path.name, digest=digest), context=context)
 
+    @_answered
     def finish(self, status: str = "FINISHED") -> None:
         """End the run: FINISHED, KILLED (stopped on request) or FAILED."""
         import mlflow

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from glo_core import Checkpoint, UserError
 from glo_core.checkpoint import committed
 from jobs.cli import parse
 from pipelines.ingest import PreprocessJob, preprocess
@@ -119,3 +120,18 @@ def test_killed_stopped_and_started_again_ends_bitwise_undisturbed(
     disturbed, whole = losses(training.run), losses(undisturbed)
     assert len(disturbed) > 400
     assert disturbed == {seen: whole[seen] for seen in disturbed}
+
+
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(dataset: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    # One checkpoint of this decoder takes 27 MB.
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", small], capture_output=True).returncode:
+        pytest.skip("mounting a small file system to fill needs root")
+    try:
+        with pytest.raises(UserError, match=r"checkpoints/.*: no space left on device; free some") as caught:
+            trained(dataset, small / "run", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db")
+        assert "\n" not in str(caught.value)
+        assert Checkpoint.latest(small / "run").decoder().code_dim == 8
+    finally:
+        subprocess.run(["umount", small], check=True)
