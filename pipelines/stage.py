@@ -58,7 +58,8 @@ class Stage:
         self.record["mlflow_run_id"] = self._tracker.run_id
         self.done = None
         self.save()
-        self._tracker.params({"directory": self.directory, **params, "versions": library_versions()})
+        self._tracker.tags({"glo.directory": self.directory, "glo.version": library_versions()})
+        self._tracker.params(params)
         for what, source in self.inputs.items():
             self._tracker.dataset(source.path, source.digest, what)
 

@@ -117,7 +117,12 @@ class Tracker:
                 for what, run_id in links.items()
             ]
             tags["mlflow.note.content"] = "Made from:\n" + "\n".join(lines)
-        for key, value in tags.items():
+        self.tags(tags)
+
+    @_answered
+    def tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags, of what does not decide the result: MLflow writes every parameter above every picture."""
+        for key, value in _flatten(tags).items():
             self.client.set_tag(self.run_id, key, value)
 
     @_answered
