@@ -23,6 +23,7 @@ import torch
 
 import glo_core as glo
 from glo_core.blocks import config_record, snapshot_digest, write_block
+from glo_core.dataset import BlockImages
 from glo_core.files import write_json
 from glo_core.runtime import Metrics
 
@@ -33,8 +34,8 @@ def random_dataset(path: Path, config: glo.DatasetConfig, images: int) -> glo.Da
     ids = np.arange(images, dtype=np.int64)
     pixels = generator.integers(0, 256, (images, config.resolution, config.resolution, config.channels), np.uint8)
     write_block(path / "blocks" / "000001-00000.arrow", ids, pixels, np.zeros(images, np.bool_), config.code_shards)
-    digest = snapshot_digest("", config, ids, [], ids[:0])
     write_json(path / "dataset.json", config_record(config))
+    digest = snapshot_digest("", config_record(config)["config"], ids, pixels[:0], ids[:0])
     write_json(
         path / "snapshots" / "000001.json",
         {
@@ -49,7 +50,7 @@ def random_dataset(path: Path, config: glo.DatasetConfig, images: int) -> glo.Da
     return glo.Dataset.open(path)
 
 
-def loop_side(config: glo.TrainConfig, images: glo.blocks.BlockImages, target: int, device: str) -> float:
+def loop_side(config: glo.TrainConfig, images: BlockImages, target: int, device: str) -> float:
     """Steady-state images/s of the loop: the median of its own reports, the first ones left out."""
     rates: list[float] = []
 

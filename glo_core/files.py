@@ -11,17 +11,20 @@ import hashlib
 import json
 import os
 import socket
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 
-FORMAT_VERSION = 1
+from glo_core.location import Location
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT_VERSION = 2
 """The version that this code writes. Readers read every older one and refuse newer ones."""
 
 
@@ -30,12 +33,19 @@ class UserError(Exception):
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` when the block ends without an error.
+def replacing(place: Path | Location) -> Iterator[Path]:
+    """Yield a temporary path; rename it to `place`, or upload it there, when the block ends without an error.
 
     Raises:
         UserError: if the disk is full (or a quota or a size limit is met).
     """
+    path = Location(place).path
+    if path is None:
+        with tempfile.TemporaryDirectory(prefix="glo-upload-") as scratch:
+            temporary = Path(scratch) / "object"
+            yield temporary
+            Location(place).put(temporary)
+        return
     # The host and process in the name keep two writers of the same file from sharing a temporary one.
     temporary = path.with_name(f".{path.name}.tmp-{socket.gethostname()}-{os.getpid()}")
     try:
@@ -62,57 +72,70 @@ def sweep_temporary(directory: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    with replacing(path) as temporary:
+def write_bytes(place: Path | Location, data: bytes) -> None:
+    with replacing(place) as temporary:
         temporary.write_bytes(data)
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+def write_json(place: Path | Location, value: dict[str, Any]) -> None:
+    write_bytes(place, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(place: Path | Location) -> dict[str, Any]:
     """Read one of the project's JSON records.
 
     Raises:
         UserError: if the file is missing, is not whole, or was written by a newer version.
     """
     try:
-        value = json.loads(path.read_bytes())
+        data = Location(place).read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(f"{place}: no such file") from None
+    try:
+        value = json.loads(data)
     except ValueError:
-        raise UserError(f"{path}: not valid JSON ({path.stat().st_size} bytes); the file may be cut short") from None
+        raise UserError(f"{place}: not valid JSON ({len(data)} bytes); the file may be cut short") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: holds a {type(value).__name__}, not an object")
+        raise UserError(f"{place}: holds a {type(value).__name__}, not an object")
     version = value.get("format_version", FORMAT_VERSION)
     if version > FORMAT_VERSION:
         raise UserError(
-            f"{path}: format_version={version} is newer than this program reads ({FORMAT_VERSION}); install a newer one"
+            f"{place}: format_version={version} is newer than this program reads ({FORMAT_VERSION}); update it"
         )
     return value
 
 
-def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Any:
-    """Read a Parquet file as a `pyarrow.Table`.
+def open_parquet(place: Path | Location) -> Any:
+    """Open a Parquet file as a `pyarrow.parquet.ParquetFile`.
 
     Raises:
         UserError: if the file is missing or not whole.
     """
     try:
-        return pq.read_table(path, columns=columns, partitioning=None)
+        return pq.ParquetFile(Location(place).open())
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; copy it back") from None
+        raise UserError(f"{place}: no such file; copy it back") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(_not_whole(path, "Parquet", error)) from None
+        raise UserError(_not_whole(place, "Parquet", error)) from None
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+def read_parquet(place: Path | Location, columns: Sequence[str] | None = None) -> Any:
+    """Read a Parquet file as a `pyarrow.Table`; errors as of `open_parquet`."""
+    try:
+        return open_parquet(place).read(columns)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(_not_whole(place, "Parquet", error)) from None
+
+
+def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
     """Read the tensors of a safetensors file, on the CPU.
 
     Raises:
         UserError: if the file is missing or not whole.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load  # Brings PyTorch, which takes seconds: not for those who read no tensors.
+
     try:
         return load(path.read_bytes())
     except FileNotFoundError:
@@ -121,9 +144,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(_not_whole(path, "safetensors", error)) from None
 
 
-def _not_whole(path: Path, kind: str, error: Exception) -> str:
+def _not_whole(place: Path | Location, kind: str, error: Exception) -> str:
     reason = str(error).splitlines()[0]
-    return f"{path}: not a whole {kind} file ({path.stat().st_size} bytes; {reason}); copy it back"
+    return f"{place}: not a whole {kind} file ({Location(place).size()} bytes; {reason}); copy it back"
 
 
 def digest_json(value: Any) -> str:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from glo_core import order
-from glo_core.blocks import ImageSource
 from glo_core.checkpoint import Checkpoint, Position, committed, save_checkpoint, sweep_uncommitted
 from glo_core.codes import CodeTable
 from glo_core.config import Config
+from glo_core.dataset import ImageSource
 from glo_core.decoder import SeedDecoder
 from glo_core.files import UserError, write_bytes, write_json
 from glo_core.meter import Meter

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import torch
 
-from glo_core.blocks import ImageSource
 from glo_core.codes import CodeTable
+from glo_core.dataset import ImageSource
 from glo_core.decoder import SeedDecoder
 from glo_core.losses import to_target, to_unit
 from glo_core.runtime import Runtime

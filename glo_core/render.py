@@ -1,23 +1,19 @@
-"""Grids of images: reconstructions, samples, interpolations, and samples beside their nearest training images."""
+"""What grids show: images of codes, interpolations, and the nearest training images."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 
-from glo_core.blocks import ImageSource
 from glo_core.codes import PROJECTIONS
+from glo_core.dataset import ImageSource
 from glo_core.decode import UInt8Array
 from glo_core.decoder import SeedDecoder
 from glo_core.hashing import Int64Array
 from glo_core.losses import to_unit
 
 _CHUNK = 256
-GAP = 2
-"""Pixels between the tiles of a grid."""
 
 
 @torch.inference_mode()
@@ -26,20 +22,6 @@ def decode_codes(decoder: SeedDecoder, codes: torch.Tensor) -> UInt8Array:
     weight = next(decoder.parameters())
     images = [to_unit(decoder(chunk.to(weight))).mul(255).round().byte() for chunk in codes.split(_CHUNK)]
     return torch.cat(images).permute(0, 2, 3, 1).cpu().numpy()
-
-
-def grid(rows: Sequence[UInt8Array]) -> Image.Image:
-    """Lay out `rows` of equally many images (each uint8 `[columns, H, W, C]`), the first row on top, with gaps."""
-    tiles = np.stack(rows)  # [rows, columns, H, W, C]
-    padded = np.pad(tiles, ((0, 0), (0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=255)
-    count, columns, height, width, channels = padded.shape
-    sheet = padded.transpose(0, 2, 1, 3, 4).reshape(count * height, columns * width, channels)[:-GAP, :-GAP]
-    return Image.fromarray(sheet.squeeze(2) if channels == 1 else sheet)
-
-
-def in_rows(images: UInt8Array, columns: int) -> list[UInt8Array]:
-    """Cut `images` `[n, H, W, C]` into rows of `columns`; a last row that is not full is left out."""
-    return [images[i : i + columns] for i in range(0, len(images) - columns + 1, columns)] or [images]
 
 
 def interpolate(start: torch.Tensor, end: torch.Tensor, steps: int, projection: str) -> torch.Tensor:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from glo_core.blocks import ImageSource
 from glo_core.codes import CodeConfig, to_sphere
+from glo_core.dataset import ImageSource
 from glo_core.files import read_tensors
 from glo_core.hashing import Int64Array, key64, normal
 from glo_core.runtime import Runtime

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 
 from glo_core.average import AveragedDecoder
-from glo_core.blocks import ImageSource
 from glo_core.codes import CodeConfig, CodeTable
 from glo_core.config import Config
+from glo_core.dataset import ImageSource
 from glo_core.decoder import DecoderConfig, SeedDecoder
 from glo_core.hashing import Int64Array
 from glo_core.losses import LOSSES, mse, to_target, to_unit

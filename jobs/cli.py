@@ -16,6 +16,7 @@ import pydantic
 import yaml
 
 from glo_core.files import UserError
+from glo_core.location import Location
 
 Config = TypeVar("Config")
 Values = dict[str, Any]
@@ -42,9 +43,8 @@ def main(
     except UserError as error:
         sys.exit(f"{name}: error: {error}")
     except OSError as error:
-        if error.filename is None:
-            raise
-        sys.exit(f"{name}: error: {error.filename}: {(error.strerror or str(error)).lower()}")
+        reason = error.strerror or " ".join(str(error).split())
+        sys.exit(f"{name}: error: {f'{error.filename}: ' if error.filename else ''}{reason}")
     except KeyboardInterrupt:
         sys.exit(f"{name}: interrupted; the same command goes on from what is finished")
 
@@ -111,7 +111,8 @@ def _add_flags(parser: argparse.ArgumentParser, config_type: type, prefix: str) 
         target.add_argument(
             f"--{flag.replace('_', '-')}",
             dest=flag,
-            nargs="+" if repeated else None,
+            nargs="+" if repeated else "?" if item is bool else None,
+            const="true" if item is bool else None,
             metavar=_metavar(item),
             help=docs.get(field.name, "").replace("%", "%%") + default,
         )
@@ -124,7 +125,7 @@ def _shown(value: Any) -> str:
 def _metavar(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "{" + ",".join(map(str, get_args(kind))) + "}"
-    return {Path: "DIR", int: "N", float: "X", str: "TEXT"}.get(kind, "VALUE")
+    return {Path: "DIR", Location: "DIR", int: "N", float: "X", str: "TEXT", bool: "true|false"}.get(kind, "VALUE")
 
 
 def _descriptions(config_type: type) -> dict[str, str]:
@@ -201,9 +202,11 @@ def _absolute(config: Config) -> Config:
     changes: Values = {}
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         value = getattr(config, field.name)
-        paths = [item for item in (value if isinstance(value, tuple) else (value,)) if isinstance(item, Path)]
+        paths = [
+            item for item in (value if isinstance(value, tuple) else (value,)) if isinstance(item, Path | Location)
+        ]
         for path in paths:
-            if inside_job and not path.is_absolute():
+            if inside_job and path.absolute() != path:
                 raise UserError(
                     f"{field.name}={path}: a submitted job runs in a copy of the working directory; "
                     "give an absolute path"

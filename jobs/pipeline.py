@@ -12,7 +12,7 @@ def recorded(values: dict[str, Any]) -> dict[str, Any]:
     """What the stages below the root recorded."""
     root = Path(values.get("root", ""))
     return {
-        "preprocess": preprocess.recorded({"dataset": root / "dataset"}),
+        "preprocess": preprocess.recorded({"dataset": str(root / "dataset")}),
         "train": train.recorded({"run": root / "run"}),
     }
 

@@ -1,17 +1,19 @@
 """Folders of image files -> dataset. Run it again for every new folder; ids stay."""
 
-from pathlib import Path
+import dataclasses
 from typing import Any
 
-from glo_core.files import read_json
+from glo_core.blocks import read_config
+from glo_core.location import Location
 from jobs.cli import main
 from pipelines.ingest import PreprocessJob, preprocess
 
 
 def recorded(values: dict[str, Any]) -> dict[str, Any]:
     """The configuration of a dataset that is there already."""
-    path = Path(values.get("dataset", "")) / "dataset.json"
-    return dict(read_json(path)["config"]) if path.is_file() else {}
+    if "dataset" not in values or not (Location(values["dataset"]) / "dataset.json").exists():
+        return {}
+    return dataclasses.asdict(read_config(Location(values["dataset"])))
 
 
 if __name__ == "__main__":

@@ -1,148 +1,136 @@
-"""Preprocessing: folders of image files become indexed blocks, again for every new folder.
+"""Preprocessing: sources of images become indexed blocks, again for every new folder.
 
-    list the folders -> plan (ids by seeded hash, committed) -> one Ray Data task per block -> snapshot
+    list the sources -> plan (ids by seeded hash, committed) -> one Ray Data task per block -> snapshot
 
 The plan is written before anything is decoded, so that an interrupted run goes on with the same ids. Pixels never
 leave the task that decodes them; it returns one row of counts.
 """
 
 import dataclasses
-import hashlib
-import os
+import functools
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 import ray.data
 from tqdm import tqdm
 
-from glo_core.blocks import DatasetConfig, config_record, open_block, read_config, snapshot_digest, write_block
-from glo_core.decode import Decoded, RejectedImageError, decode
-from glo_core.files import (
-    FORMAT_VERSION,
-    UserError,
-    differences,
-    locked,
-    read_json,
-    read_parquet,
-    replacing,
-    sweep_temporary,
-    write_json,
-)
-from pipelines.plan import Plan, make_plan, pending_plan, plan_path, read_plan, snapshot_path
+from glo_core.blocks import DatasetConfig, config_record, read_config, read_snapshots
+from glo_core.files import UserError, differences, sweep_temporary, write_json
+from glo_core.location import Location
+from pipelines.block import Contents, decode_block
+from pipelines.commit import Earlier, commit
+from pipelines.known import ids_to_retry
+from pipelines.lease import writing
+from pipelines.manifest import part_name, part_names
+from pipelines.plan import Plan, Survey, make_plan, pending_plan
+from pipelines.removal import remove_images
 from pipelines.session import ray_session
+from pipelines.sources import find_sources
 from pipelines.stage import library_versions
+from pipelines.summary import Summary, log_pictures
 from pipelines.tracking import Tracker, TrackingConfig
-
-MANIFEST = pa.schema(
-    [
-        ("image_id", pa.int64()),
-        ("source", pa.string()),
-        ("path", pa.binary()),
-        ("member", pa.string()),
-        ("label", pa.string()),
-        ("bytes", pa.int64()),
-        ("mtime_ns", pa.int64()),
-        ("content_hash", pa.binary(16)),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("split", pa.string()),
-        ("block", pa.string()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
-        ("duplicate_of", pa.int64()),
-    ]
-)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreprocessJob(DatasetConfig, TrackingConfig):
-    """Turn folders of image files into an indexed dataset, or append new folders to one."""
+class IngestOptions:
+    """What a preprocessing run does with files that it has met before."""
 
-    input: tuple[Path, ...]
-    """Folders of image files, searched recursively"""
-    dataset: Path
-    """Directory of the dataset, made if it is not there"""
+    on_change: Literal["keep", "replace"] = "keep"
+    """Of a file whose bytes changed, keep the old image beside the new one, or replace it"""
+    retry_rejected: bool = False
+    """Try every rejected file again, changed or not"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessJob(IngestOptions, DatasetConfig, TrackingConfig):
+    """Turn images into an indexed dataset, or append what is new to one."""
+
+    input: tuple[Location, ...] = ()
+    """Folders of image files, searched recursively; .tar shards, .parquet tables, .txt lists of paths; or URIs"""
+    dataset: Location
+    """Directory or URI of the dataset, made if it is not there"""
+    remove: tuple[str, ...] = ()
+    """Images to remove from the dataset, each by its id or as source/path"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.input:
-            raise ValueError("`input` (=[]) must name at least one folder")
+        if not self.input and not self.remove:
+            raise ValueError("--input is required: name at least one folder")
 
 
 # ---------------------------------------------------------------- the job
 
 
 def preprocess(job: PreprocessJob) -> dict[str, Any]:
-    """Bring the dataset up to date with the job's folders; returns and prints a summary.
+    """Bring the dataset up to date with the job's inputs; returns and prints a summary, empty if nothing was new.
 
     Raises:
-        UserError: if a folder is missing or holds no image, the dataset has another configuration, is in use, or the
+        UserError: if an input is missing or holds no image, the dataset has another configuration, is in use, or the
             disk is full. The snapshots committed before stay as they are.
     """
     config = DatasetConfig(**{f.name: getattr(job, f.name) for f in dataclasses.fields(DatasetConfig)})
-    folders = _check_folders(job.input)
-    _check_config(job.dataset, config)
+    dataset, inputs = Location(job.dataset).absolute(), [Location(place).absolute() for place in job.input]
+    given = [str(source.given) for source in find_sources(inputs, {})]  # A mistake leaves no trace.
+    _check_config(dataset, config)
     started = time.perf_counter()
-    with locked(job.dataset):
-        _create(job.dataset, config)
-        plan = pending_plan(job.dataset)
+    with writing(dataset):
+        _create(dataset, config)
+        if job.remove:
+            removed = remove_images(dataset, job.remove)
+            if not inputs:
+                return removed
+        snapshots = read_snapshots(dataset)
+        plan = pending_plan(dataset, len(snapshots))
         if plan is not None:
             print(f"preprocess: going on with plan {plan.number:06d} of {plan.rows} files", flush=True)
         else:
-            plan = make_plan(job.dataset, config, folders)
+            retry = ids_to_retry(dataset, snapshots, everything=job.retry_rejected)
+            survey, plan = make_plan(dataset, len(snapshots) + 1, config, inputs, on_change=job.on_change, retry=retry)
         if plan is None:
-            print(
-                f"preprocess: nothing new in {len(folders)} folder(s); {job.dataset} is up to date",
-                flush=True,
-            )
+            _say_nothing_new(dataset, inputs, survey)
             return {}
-        tracker = Tracker.start(job, job.dataset.parent, name="preprocess")
-        try:
-            tracker.params(
-                {
-                    "config": dataclasses.asdict(config),
-                    "inputs": [str(folder) for folder in folders],
-                    "versions": library_versions(),
-                }
-            )
-            with ray_session():
-                _decode_blocks(job.dataset, plan)
-            snapshot, complaint = _commit(job.dataset, config, plan, tracker.run_id)
-            summary = _summary(snapshot, plan, time.perf_counter() - started)
-            tracker.metrics({key: value for key, value in summary.items() if isinstance(value, int | float)})
-            tracker.dataset(job.dataset, snapshot["digest"], "output")
-            tracker.artifact(snapshot_path(job.dataset, plan.number))
-            tracker.finish()
-        except BaseException:
-            tracker.finish("FAILED")
-            raise
-    _print_summary(summary, job.dataset)
+        summary, complaint = _run_plan(job, dataset, config, plan, snapshots, started)
+    print(summary.text(dataset), flush=True)
     if complaint:
-        raise UserError(f"{complaint} (the other folders are in the dataset)")
-    # A plan taken up from an interrupted run may know less than the folders given now.
-    if not {str(folder) for folder in folders} <= set(plan.inputs):
-        return preprocess(job)
-    return summary
+        raise UserError(f"{complaint} (the other inputs are in the dataset)")
+    # A plan taken up from an interrupted run may know less than the inputs given now.
+    if not set(given) <= set(plan.inputs):
+        return preprocess(dataclasses.replace(job, remove=()))
+    return summary.record()
 
 
-def _check_folders(inputs: Sequence[Path]) -> list[Path]:
-    for folder in inputs:
-        if not folder.is_dir():
-            kind = "a file" if folder.exists() else "missing"
-            raise UserError(f"input={folder}: {kind}, where a folder of image files was expected")
-    return list(dict.fromkeys(folder.resolve() for folder in inputs))
+def _run_plan(
+    job: PreprocessJob,
+    dataset: Location,
+    config: DatasetConfig,
+    plan: Plan,
+    snapshots: Sequence[Mapping[str, Any]],
+    started: float,
+) -> tuple[Summary, str]:
+    """Decode what is left of a plan and commit it, in one MLflow run."""
+    tracker = Tracker.start(job, dataset.parent, name="preprocess")
+    try:
+        tracker.params({"config": dataclasses.asdict(config), "inputs": plan.inputs, "on_change": plan.on_change})
+        tracker.tags({"glo.directory": dataset, "glo.version": library_versions()})
+        earlier = Earlier.read(dataset, snapshots)
+        with ray_session():
+            size = _decode_blocks(dataset, plan, earlier.contents)
+        snapshot, complaint = commit(dataset, plan, snapshots, earlier, tracker.run_id)
+        summary = Summary(snapshot, plan.survey, time.perf_counter() - started, size)
+        tracker.metrics(summary.metrics())
+        tracker.dataset(dataset, snapshot["digest"], "output")
+        log_pictures(tracker, dataset, snapshot, config)
+        tracker.finish()
+    except BaseException:
+        tracker.finish("FAILED")
+        raise
+    return summary, complaint
 
 
-def _check_config(dataset: Path, config: DatasetConfig) -> None:
+def _check_config(dataset: Location, config: DatasetConfig) -> None:
     if not (dataset / "dataset.json").exists():
         return
     changed = differences(dataclasses.asdict(read_config(dataset)), dataclasses.asdict(config))
@@ -153,237 +141,44 @@ def _check_config(dataset: Path, config: DatasetConfig) -> None:
         )
 
 
-def _create(dataset: Path, config: DatasetConfig) -> None:
-    for name in ("plans", "blocks", "manifest", "snapshots"):
-        (dataset / name).mkdir(exist_ok=True)
-        sweep_temporary(dataset / name)
+def _create(dataset: Location, config: DatasetConfig) -> None:
+    if dataset.path is not None:
+        for name in ("plans", "blocks", "manifest", "snapshots"):
+            (dataset.path / name).mkdir(exist_ok=True)
+            sweep_temporary(dataset.path / name)
+        sweep_temporary(dataset.path)
     if not (dataset / "dataset.json").exists():
         write_json(dataset / "dataset.json", config_record(config))
 
 
-def _manifest_path(dataset: Path, number: int, block: int) -> Path:
-    return dataset / "manifest" / f"{number:06d}-{block:05d}.parquet"
+def _say_nothing_new(dataset: Location, inputs: Sequence[Location], survey: Survey) -> None:
+    print(f"preprocess: nothing new in {len(inputs)} input(s), {survey.unchanged} files known; {dataset} is up to date")
+    for line in survey.lines():
+        print(f"preprocess: {line}", flush=True)
 
 
-# ---------------------------------------------------------------- decode: one block, one task, one file
+# ---------------------------------------------------------------- the blocks
 
 
-def _decode_blocks(dataset: Path, plan: Plan) -> None:
-    missing = [block for block in range(plan.blocks) if not _manifest_path(dataset, plan.number, block).exists()]
+def _decode_blocks(dataset: Location, plan: Plan, contents: Contents) -> int:
+    """Decode every block of the plan that is not done. Returns the bytes of the files read."""
+    done = set(part_names(dataset))
+    missing = [block for block in range(plan.blocks) if f"{part_name(plan.number, block)}.parquet" not in done]
     if not missing:
-        return
+        return 0
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     tasks = [{"dataset": str(dataset), "number": plan.number, "block": block} for block in missing]
-    counts = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(decode_block, num_cpus=1)
+    counts = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
+        functools.partial(decode_block, contents=ray.put(contents)), num_cpus=1
+    )
+    size = 0
     with tqdm(total=plan.rows, unit="img", desc="preprocess", mininterval=1) as bar:
-        bar.update(plan.rows - sum(_block_rows(plan, block) for block in missing))
+        bar.update(plan.rows - sum(plan.block_rows(block) for block in missing))
         for row in counts.iter_rows():
             if row["error"]:
                 raise UserError(row["error"])
+            size += row["bytes"]
             bar.update(row["files"])
-
-
-def _block_rows(plan: Plan, block: int) -> int:
-    return int(pq.ParquetFile(plan.path).metadata.row_group(block).num_rows)
-
-
-def decode_block(task: dict[str, Any]) -> dict[str, Any]:
-    """Decode one row group of a plan into one block and its part of the manifest. Runs in a Ray task.
-
-    A retry is harmless: file names are fixed, and a file appears whole or not at all.
-    """
-    try:
-        files = _write_block_and_manifest(Path(task["dataset"]), int(task["number"]), int(task["block"]))
-    except UserError as error:  # An exception of a task would reach the user as Ray's traceback.
-        return {"files": 0, "error": str(error)}
-    return {"files": files, "error": ""}
-
-
-def _write_block_and_manifest(root: Path, number: int, block: int) -> int:
-    config, plan = read_config(root), read_plan(plan_path(root, number))
-    planned = pq.ParquetFile(plan.path).read_row_group(block).to_pylist()
-    name = f"{number:06d}-{block:05d}.arrow"
-    pixels = np.empty((len(planned), config.resolution, config.resolution, config.channels), np.uint8)
-    first_with: dict[bytes, int] = {}
-    manifest: list[dict[str, Any]] = []
-    kept: list[dict[str, Any]] = []
-    for file in planned:
-        entry, decoded = _ingest_file(file, plan.sources[file["source"]], config, first_with)
-        if decoded is not None:
-            pixels[len(kept)] = decoded.pixels
-            kept.append(file)
-            entry["block"] = name
-        manifest.append(entry)
-    ids = np.array([file["image_id"] for file in kept], np.int64)
-    held_out = np.array([file["held_out"] for file in kept], np.bool_)
-    write_block(root / "blocks" / name, ids, pixels[: len(kept)], held_out, config.code_shards)
-    with replacing(_manifest_path(root, number, block)) as temporary:
-        pq.write_table(pa.Table.from_pylist(manifest, schema=MANIFEST), temporary)
-    return len(planned)
-
-
-def _ingest_file(
-    file: Mapping[str, Any], folder: str, config: DatasetConfig, first_with: dict[bytes, int]
-) -> tuple[dict[str, Any], Decoded | None]:
-    """The manifest row of one planned file, and its pixels if it is an image that no lower id of the block has."""
-    parts = file["path"].split(b"/")
-    entry: dict[str, Any] = {
-        "image_id": file["image_id"],
-        "source": file["source"],
-        "path": file["path"],
-        "bytes": file["bytes"],
-        "mtime_ns": file["mtime_ns"],
-        "split": "holdout" if file["held_out"] else "train",
-        "label": parts[0].decode(errors="replace") if len(parts) > 1 else "",
-    }
-    try:
-        data = (Path(folder) / os.fsdecode(file["path"])).read_bytes()
-    except OSError as error:
-        return entry | {"status": "rejected", "reason": f"unreadable: {error.strerror}"}, None
-    content = hashlib.blake2b(data, digest_size=16).digest()
-    entry["content_hash"] = content
-    if content in first_with:
-        return entry | {"status": "duplicate", "duplicate_of": first_with[content]}, None
-    try:
-        decoded = decode(data, config)
-    except RejectedImageError as error:
-        return entry | {"status": "rejected", "reason": str(error)}, None
-    first_with[content] = file["image_id"]
-    return entry | {"status": "image", "width": decoded.width, "height": decoded.height}, decoded
-
-
-# ---------------------------------------------------------------- commit
-
-
-def _commit(dataset: Path, config: DatasetConfig, plan: Plan, mlflow_run_id: str) -> tuple[dict[str, Any], str]:
-    """Write the snapshot: from then on its images are part of the dataset.
-
-    Returns it, and a complaint about a folder that never gave an image ("" if there is none).
-    """
-    columns = ["image_id", "source", "content_hash", "split", "status", "reason"]
-    parts = [_manifest_path(dataset, plan.number, block) for block in range(plan.blocks)]
-    manifest = pa.concat_tables(read_parquet(part, columns) for part in parts)
-    images = manifest.filter(pc.equal(manifest.column("status"), "image"))
-    earlier = _earlier_images(dataset, plan)
-    complaint = _without_image(plan, manifest, earlier)
-    if complaint and not len(images):
-        _discard(dataset, plan)
-        raise UserError(complaint)
-    late = _late_duplicates(images, earlier)
-    ids = images.column("image_id").to_numpy()
-    removed = np.array(sorted(late), np.int64)
-    kept = ~np.isin(ids, removed)
-    train = kept & np.asarray(pc.equal(images.column("split"), "train"))
-    hashes = [value for value, keep in zip(images.column("content_hash").to_pylist(), kept, strict=True) if keep]
-    status = Counter(manifest.column("status").to_pylist())
-    reasons = Counter(reason for reason in manifest.column("reason").to_pylist() if reason)
-    parent = read_json(snapshot_path(dataset, plan.number - 1))["digest"] if plan.number > 1 else ""
-    blocks = [dataset / "blocks" / f"{plan.number:06d}-{block:05d}.arrow" for block in range(plan.blocks)]
-    snapshot = {
-        "format_version": FORMAT_VERSION,
-        "number": plan.number,
-        "parent": parent,
-        "digest": snapshot_digest(parent, config, ids[kept], hashes, removed),
-        "counts": {
-            "files": plan.rows,
-            "train": int(train.sum()),
-            "holdout": int((kept & ~train).sum()),
-            "duplicate": status["duplicate"] + len(removed),
-            "rejected": status["rejected"],
-        },
-        "rejected": dict(reasons),
-        "removed": removed.tolist(),
-        "duplicate_of": {str(k): late[k] for k in sorted(late)},
-        "blocks": [{"name": block.name, "bytes": block.stat().st_size} for block in blocks],
-        "sources": plan.sources,
-        "versions": library_versions(),
-        "mlflow_run_id": mlflow_run_id,
-    }
-    for block in blocks:
-        open_block(block, config)  # A block that was lost or cut short since must not be committed.
-    write_json(snapshot_path(dataset, plan.number), snapshot)
-    return snapshot, complaint
-
-
-class Earlier(NamedTuple):
-    """What the snapshots before a plan hold."""
-
-    first_with: dict[bytes, int]
-    """Lowest id of each content"""
-    sources: set[str]
-    """Sources that gave an image"""
-
-
-def _earlier_images(dataset: Path, plan: Plan) -> Earlier:
-    earlier = Earlier({}, set())
-    for path in sorted((dataset / "manifest").glob("*.parquet")):
-        if int(path.name.split("-")[0]) < plan.number:
-            table = read_parquet(path, ["image_id", "source", "content_hash", "status"])
-            table = table.filter(pc.equal(table.column("status"), "image"))
-            earlier.sources.update(table.column("source").to_pylist())
-            for content, image_id in _pairs(table, "content_hash", "image_id"):
-                earlier.first_with.setdefault(content, image_id)
-    return earlier
-
-
-def _pairs(table: Any, first: str, second: str) -> Iterator[tuple[Any, Any]]:
-    return zip(table.column(first).to_pylist(), table.column(second).to_pylist(), strict=True)
-
-
-def _without_image(plan: Plan, manifest: Any, earlier: Earlier) -> str:
-    """The complaint about the first folder that never gave an image, or ""."""
-    found: dict[str, list[str]] = {}
-    for source, reason in _pairs(manifest, "source", "reason"):
-        found.setdefault(source, []).append(reason)
-    for source, reasons in found.items():
-        if all(reasons) and source not in earlier.sources:
-            return (
-                f"input={plan.sources[source]}: none of its {len(reasons)} new files is an image "
-                f"({Counter(reasons).most_common(1)[0][0]}); give a folder of image files"
-            )
-    return ""
-
-
-def _discard(dataset: Path, plan: Plan) -> None:
-    """Forget a plan in which nothing is an image, so that the mistake leaves no trace."""
-    for block in range(plan.blocks):
-        _manifest_path(dataset, plan.number, block).unlink()
-        (dataset / "blocks" / f"{plan.number:06d}-{block:05d}.arrow").unlink()
-    plan.path.unlink()
-
-
-def _late_duplicates(images: Any, earlier: Earlier) -> dict[int, int]:
-    """Images whose bytes a lower id of another block or snapshot has: id -> that lower id."""
-    first = dict(earlier.first_with)
-    late = {}
-    for content, image_id in _pairs(images, "content_hash", "image_id"):
-        lowest = first.setdefault(content, image_id)
-        if lowest != image_id:
-            late[image_id] = lowest
-    return late
-
-
-def _summary(snapshot: Mapping[str, Any], plan: Plan, seconds: float) -> dict[str, Any]:
-    counts = snapshot["counts"]
-    return {
-        **counts,
-        "unchanged": plan.unchanged,
-        "seconds": round(seconds, 1),
-        "images_per_s": round(counts["files"] / seconds, 1),
-        "reasons": snapshot["rejected"],
-        "digest": snapshot["digest"],
-        "snapshot": snapshot["number"],
-    }
-
-
-def _print_summary(summary: Mapping[str, Any], dataset: Path) -> None:
-    print(
-        f"preprocess: {summary['files']} new files ({summary['unchanged']} known): {summary['train']} to train on, "
-        f"{summary['holdout']} held out, {summary['duplicate']} duplicate, {summary['rejected']} rejected; "
-        f"{summary['seconds']} s with start-up, {summary['images_per_s']} images/s"
-    )
-    for reason, count in sorted(summary["reasons"].items(), key=lambda item: -item[1]):
-        print(f"preprocess: rejected {count}: {reason}")
-    print(f"preprocess: {dataset} is at snapshot {summary['snapshot']} ({summary['digest'][:12]})", flush=True)
+    return size

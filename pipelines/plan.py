@@ -1,174 +1,385 @@
 """The plan of a preprocessing run: which file gets which id, committed before anything is decoded.
 
+    list the sources -> what is new, changed, vanished -> ids in hashed order -> plans/N.parquet
+
 Ids are dealt in the order of a seeded hash of source and path, numbered on from the last, so that they depend
 neither on the order of a directory listing nor on what is found in the files.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from glo_core.blocks import DatasetConfig
-from glo_core.files import UserError, read_parquet, replacing
+from glo_core.decode import RejectedImageError
+from glo_core.files import UserError, open_parquet, read_parquet, replacing
+from glo_core.hashing import Int64Array
+from glo_core.location import Location
+from pipelines.containers import Members, is_container, list_members, read_members
+from pipelines.keys import file_keys, halves, key_array, key_column
+from pipelines.known import KnownFiles, content_hashes, hash_files, write_touched
+from pipelines.manifest import rows_of
+from pipelines.sources import Files, Source, find_sources, list_files, place_of
 
 BLOCK_BYTES = 128 << 20
 """Pixels of a block at most."""
 MIN_BLOCK_ROWS, BLOCKS_PER_PLAN = 256, 16
 """A small plan is cut into this many blocks, so that every core has work, but not into smaller ones."""
-
+NAMES_SHOWN = 5
 
 PLAN = pa.schema(
     [
         ("image_id", pa.int64()),
         ("source", pa.string()),
         ("path", pa.binary()),
+        ("member", pa.binary()),
+        ("label", pa.string()),
         ("bytes", pa.int64()),
         ("mtime_ns", pa.int64()),
+        ("start", pa.int64()),
+        ("length", pa.int64()),
+        ("key", pa.binary(16)),
         ("held_out", pa.bool_()),
+        ("previous_id", pa.int64()),
     ]
 )
+NEW = pa.schema(
+    [
+        ("source", pa.int32()),
+        *(field for field in PLAN if field.name not in ("image_id", "source", "held_out")),
+        ("order", pa.binary(16)),
+    ]
+)
+"""A file or member that gets an id: its columns, and the hash that it is put in order by within its file."""
+NO_ORDER = bytes(16)
 
 
-class FoundFile(NamedTuple):
-    source: str
-    path: bytes
-    """Relative to its source, as the file system names it"""
-    bytes: int
-    mtime_ns: int
+@dataclass
+class Survey:
+    """What a listing found, in files and members of containers."""
+
+    found: int = 0
+    unchanged: int = 0
+    """Known, with the bytes that they had"""
+    changed: int = 0
+    """Known, with other bytes: new images"""
+    vanished: int = 0
+    """Known and not met: their rows stay"""
+    changed_names: list[str] = dataclasses.field(default_factory=list)
+    vanished_names: list[str] = dataclasses.field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """What a person should know of files that are not as they were."""
+        lines = []
+        if self.changed:
+            lines.append(
+                f"changed {self.changed}: new images under new ids ({_some(self.changed, self.changed_names)})"
+            )
+        if self.vanished:
+            lines.append(f"vanished {self.vanished}: their images stay ({_some(self.vanished, self.vanished_names)})")
+        return lines
 
 
 class Plan(NamedTuple):
     """One committed plan: which file gets which id."""
 
     number: int
-    path: Path
+    path: Location
     rows: int
     blocks: int
     sources: dict[str, str]
-    """Folder of each source of the dataset so far"""
+    """Base folder of each source of the dataset so far"""
     inputs: list[str]
-    """Sources that the plan was made for"""
-    unchanged: int
-    """Files met that were known already"""
+    """Inputs that the plan was made for"""
+    on_change: str
+    """"keep" or "replace" the images of files whose bytes changed"""
+    survey: Survey
+
+    def block_rows(self, block: int) -> int:
+        return int(open_parquet(self.path).metadata.row_group(block).num_rows)
 
 
-def snapshot_path(dataset: Path, number: int) -> Path:
-    return dataset / "snapshots" / f"{number:06d}.json"
+def _some(count: int, names: Sequence[str]) -> str:
+    return ", ".join(names) + (", ..." if count > len(names) else "")
 
 
-def plan_path(dataset: Path, number: int) -> Path:
+def plan_path(dataset: Location, number: int) -> Location:
     return dataset / "plans" / f"{number:06d}.parquet"
 
 
-def read_plan(path: Path) -> Plan:
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: not a whole Parquet file ({error}); restore it: it holds the ids") from None
+def plan_names(dataset: Location) -> list[str]:
+    return [name for name in (dataset / "plans").names() if not name.startswith(".")]
+
+
+def read_plan(path: Location) -> Plan:
+    file = open_parquet(path)
     metadata = json.loads(file.schema_arrow.metadata[b"glo"])
-    return Plan(int(path.stem), path, file.metadata.num_rows, file.metadata.num_row_groups, **metadata)
-
-
-def pending_plan(dataset: Path) -> Plan | None:
-    """The plan of an interrupted run, if there is one."""
-    plans = sorted((dataset / "plans").glob("*.parquet"))
-    if not plans or snapshot_path(dataset, int(plans[-1].stem)).exists():
-        return None
-    return read_plan(plans[-1])
-
-
-def make_plan(dataset: Path, config: DatasetConfig, folders: Sequence[Path]) -> Plan | None:
-    """List `folders`, deal ids to the files not yet known, and commit that. None if there are none."""
-    plans = sorted((dataset / "plans").glob("*.parquet"))
-    number = int(plans[-1].stem) + 1 if plans else 1
-    sources = dict(read_plan(plans[-1]).sources) if plans else {}
-    names = {folder: _source_name(folder, sources) for folder in folders}
-    known, next_id = _known_files(dataset, plans)
-    found: list[FoundFile] = []
-    unchanged = 0
-    for folder, source in names.items():
-        met = 0
-        for file in _list_files(folder, source):
-            met += 1
-            if file in known:
-                unchanged += 1
-            else:
-                found.append(file)
-        if not met:
-            raise UserError(f"input={folder}: holds no file, where image files were expected")
-    if not found:
-        return None
-    keys = [_file_key(config.seed, file) for file in found]
-    order = sorted(range(len(found)), key=lambda i: (keys[i], found[i].source, found[i].path))
-    rows = min(max(BLOCK_BYTES // config.image_bytes, 1), max(MIN_BLOCK_ROWS, -(-len(found) // BLOCKS_PER_PLAN)))
-    metadata = {"sources": sources, "inputs": [str(folder) for folder in folders], "unchanged": unchanged}
-    table = pa.table(
-        {
-            "image_id": np.arange(next_id, next_id + len(found)),
-            "source": [found[i].source for i in order],
-            "path": [found[i].path for i in order],
-            "bytes": [found[i].bytes for i in order],
-            "mtime_ns": [found[i].mtime_ns for i in order],
-            # The low half of the same 128 bits: independent of the order, and of later folders.
-            "held_out": [(keys[i] & (2**64 - 1)) / 2**64 < config.holdout for i in order],
-        },
-        schema=PLAN.with_metadata({"glo": json.dumps(metadata)}),
+    survey = metadata.get("survey", {"unchanged": metadata.get("unchanged", 0)})
+    return Plan(
+        number=int(path.name.removesuffix(".parquet")),
+        path=path,
+        rows=file.metadata.num_rows,
+        blocks=file.metadata.num_row_groups,
+        sources=metadata["sources"],
+        inputs=metadata["inputs"],
+        on_change=metadata.get("on_change", "keep"),
+        survey=Survey(**survey),
     )
+
+
+def pending_plan(dataset: Location, snapshots: int) -> Plan | None:
+    """The plan of an interrupted run, if there is one."""
+    path = plan_path(dataset, snapshots + 1)
+    return read_plan(path) if path.exists() else None
+
+
+def make_plan(
+    dataset: Location,
+    number: int,
+    config: DatasetConfig,
+    inputs: Sequence[Location],
+    *,
+    on_change: str = "keep",
+    retry: Int64Array,
+) -> tuple[Survey, Plan | None]:
+    """List `inputs`, deal ids to what is new there, and commit that; no plan if nothing is.
+
+    Args:
+        number: of the plan.
+        on_change: recorded in the plan.
+        retry: ids of rejected files that are to be tried again.
+
+    Raises:
+        UserError: if an input is missing or holds no file.
+    """
+    plans = plan_names(dataset)
+    names = dict(read_plan(dataset / "plans" / plans[-1]).sources) if plans else {}
+    sources = find_sources(inputs, names)
+    names |= {source.name: str(source.base) for source in sources}
+    numbers: dict[str, int] = {}
+    known = KnownFiles.read(dataset, plans, config.seed, numbers)
+    known.forget(retry)
+    listing = _Listing(dataset, config.seed, known, numbers)
+    for source in sources:
+        listing.add(source)
+    gone = known.vanished([numbers[source.name] for source in sources])
+    survey = listing.survey
+    survey.vanished += len(gone)
+    survey.vanished_names += _names_of(dataset, gone[:NAMES_SHOWN])
+    new = pa.concat_tables(listing.new) if listing.new else NEW.empty_table()
+    next_id = known.next_id
+    del listing, known
+    if not len(new):
+        return survey, None
+    metadata = {
+        "sources": names,
+        "inputs": [str(source.given) for source in sources],
+        "on_change": on_change,
+        "survey": dataclasses.asdict(survey),
+    }
     path = plan_path(dataset, number)
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary, row_group_size=rows)  # One row group per block.
-    return read_plan(path)
+    _write(path, new, list(numbers), next_id, config, metadata)
+    return survey, read_plan(path)
 
 
-def _source_name(folder: Path, sources: dict[str, str]) -> str:
-    """A name for `folder` that does not depend on where it lies, entered in `sources`."""
-    for name, known in sources.items():
-        if known == str(folder):
-            return name
-    name, number = folder.name, 1
-    while name in sources:
-        number += 1
-        name = f"{folder.name}-{number}"
-    sources[name] = str(folder)
-    return name
+def _write(
+    path: Location, new: Any, sources: Sequence[str], next_id: int, config: DatasetConfig, metadata: dict[str, Any]
+) -> None:
+    """Put the new files in order, number them, and write a row group for each block."""
+    keys, order_keys = (halves(key_column(new.column(name))) for name in ("key", "order"))
+    order = np.lexsort((order_keys[:, 1], order_keys[:, 0], keys[:, 1], keys[:, 0]))
+    # The low half of the same 128 bits: independent of the order, and of later folders.
+    low = np.where(order_keys.any(axis=1), order_keys[:, 1], keys[:, 1])
+    held_out = low / 2.0**64 < config.holdout
+    del keys, order_keys, low
+    new = new.combine_chunks()
+    rows = min(max(BLOCK_BYTES // config.image_bytes, 1), max(MIN_BLOCK_ROWS, -(-len(new) // BLOCKS_PER_PLAN)))
+    schema = PLAN.with_metadata({"glo": json.dumps(metadata)})
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as file:
+        for first in range(0, len(new), rows):
+            some = order[first : first + rows]
+            table = new.take(some)
+            columns = {name: table.column(name) for name in PLAN.names if name in NEW.names}
+            columns["source"] = pc.take(pa.array(sources), table.column("source"))
+            columns["image_id"] = pa.array(np.arange(next_id + first, next_id + first + len(some)))
+            columns["held_out"] = pa.array(held_out[some])
+            file.write_table(pa.table([columns[name] for name in PLAN.names], schema=schema), row_group_size=rows)
 
 
-def _known_files(dataset: Path, plans: Sequence[Path]) -> tuple[set[FoundFile], int]:
-    """Every file planned before, and the first id never dealt."""
-    known: set[FoundFile] = set()
-    next_id = 0
-    for path in plans:
-        table = read_parquet(path)
-        columns = [table.column(name).to_pylist() for name in ("source", "path", "bytes", "mtime_ns")]
-        known.update(map(FoundFile, *columns))
-        next_id = max(next_id, table.column("image_id")[-1].as_py() + 1)
-    return known, next_id
+# ---------------------------------------------------------------- what is new
 
 
-def _list_files(folder: Path, source: str) -> Iterator[FoundFile]:
-    """Every regular file below `folder`; names that begin with a dot are left out, as file managers do."""
-    base = os.fsencode(folder)
-    pending = [base]
-    while pending:
-        with os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                if entry.name.startswith(b"."):
-                    continue
-                if entry.is_dir():
-                    pending.append(entry.path)
-                elif entry.is_file():
-                    status = entry.stat()
-                    yield FoundFile(source, os.path.relpath(entry.path, base), status.st_size, status.st_mtime_ns)
+class _Listing:
+    """Compares what is listed with what is known, and collects what is new."""
+
+    def __init__(self, dataset: Location, seed: int, known: KnownFiles, numbers: dict[str, int]) -> None:
+        self.dataset, self.seed, self.known, self.numbers = dataset, seed, known, numbers
+        self.new: list[Any] = []
+        self.survey = Survey()
+
+    def add(self, source: Source) -> None:
+        number = self.numbers.setdefault(source.name, len(self.numbers))
+        met, listed = 0, set[bytes]()
+        for files in list_files(source):
+            met += len(files.paths)
+            if source.kind == "list":  # Only a list can name a file twice.
+                files = _unlisted(files, listed)
+            if files.paths:
+                self._add_files(source, number, files)
+        if not met:
+            raise UserError(f"input={source.given}: holds no file, where image files were expected")
+
+    def _add_files(self, source: Source, number: int, files: Files) -> None:
+        keys = file_keys(self.seed, source.name, files.paths)
+        sizes, mtimes = np.array(files.sizes, np.int64), np.array(files.mtimes_ns, np.int64)
+        seen = self.known.compare(halves(keys), sizes, mtimes)
+        self.survey.found += len(files.paths)
+        self.survey.unchanged += int(seen.same.sum())
+        fresh, doubtful = seen.ids < 0, (seen.ids >= 0) & ~seen.same
+        for row in [int(i) for i in np.flatnonzero(fresh | doubtful) if is_container(files.paths[i])]:
+            self._add_container(source, number, files, row, keys, again=bool(doubtful[row]))
+            if doubtful[row]:
+                write_touched(self.dataset, *_stat_of(files, keys, [row]))
+            fresh[row] = doubtful[row] = False
+        self._append(number, files, np.flatnonzero(fresh), keys)
+        if doubtful.any():
+            self._add_doubtful(source, number, files, np.flatnonzero(doubtful), keys, seen.ids)
+
+    def _append(
+        self, number: int, files: Files, rows: Int64Array, keys: bytes, previous: Int64Array | None = None
+    ) -> None:
+        """Files that are no containers."""
+        if not len(rows):
+            return
+        some = _stat_of(files, keys, rows)
+        columns = [np.full(len(rows), number), [files.paths[i] for i in rows], None, None, *some[1:], None, None]
+        self.new.append(_table([*columns, key_array(some[0]), previous, key_array(NO_ORDER * len(rows))], len(rows)))
+
+    def _add_doubtful(
+        self, source: Source, number: int, files: Files, rows: Int64Array, keys: bytes, ids: Int64Array
+    ) -> None:
+        """Files that are known under another size or time: only their bytes can tell."""
+        before = content_hashes(self.dataset, ids[rows])
+        now = hash_files(source.base, [files.paths[i] for i in rows])
+        same = np.array([b is not None and b == before.get(int(i)) for i, b in zip(ids[rows], now, strict=True)])
+        touched, changed = rows[same], rows[~same]
+        self.survey.unchanged += len(touched)
+        self.survey.changed += len(changed)
+        self._show(self.survey.changed_names, [shown(source.name, files.paths[i]) for i in changed[:NAMES_SHOWN]])
+        self._append(number, files, changed, keys, ids[changed])
+        if len(touched):
+            write_touched(self.dataset, *_stat_of(files, keys, touched))
+
+    @staticmethod
+    def _show(names: list[str], more: Sequence[str]) -> None:
+        names += more
+        del names[NAMES_SHOWN:]
+
+    def _add_container(self, source: Source, number: int, files: Files, row: int, keys: bytes, *, again: bool) -> None:
+        """The members of a new container; of one that changed, those that are new or changed themselves."""
+        path = files.paths[row]
+        try:
+            members = list_members(place_of(source.base, path))
+        except RejectedImageError:  # It gets a row of its own, and decoding says why.
+            self._append(number, files, np.array([row]), keys)
+            return
+        self.survey.found += len(members.names) - 1
+        rows, previous = list(range(len(members.names))), None
+        if again:
+            rows, previous = self._changed_members(source, path, members)
+        if not rows:
+            return
+        order = file_keys(self.seed, source.name, [path + b"\0" + members.names[i] for i in rows])
+        key, size, mtime = _stat_of(files, keys, [row])
+        columns = [
+            np.full(len(rows), number),
+            [path] * len(rows),
+            [members.names[i] for i in rows],
+            [members.labels[i] for i in rows],
+            np.repeat(size, len(rows)),
+            np.repeat(mtime, len(rows)),
+            [members.starts[i] for i in rows],
+            [members.lengths[i] for i in rows],
+            key_array(key * len(rows)),
+            previous,
+            key_array(order),
+        ]
+        self.new.append(_table(columns, len(rows)))
+
+    def _changed_members(self, source: Source, path: bytes, members: Members) -> tuple[list[int], list[int | None]]:
+        before = _known_members(self.dataset, source.name, path)
+        hashes = content_hashes(self.dataset, np.array(list(before.values()), np.int64))
+        met = [i for i, name in enumerate(members.names) if name in before]
+        starts, lengths = [members.starts[i] for i in met], [members.lengths[i] for i in met]
+        now = {
+            met[place]: hashlib.blake2b(data, digest_size=16).digest()
+            for place, data in read_members(place_of(source.base, path), starts, lengths)
+        }
+        changed = [i for i in met if now.get(i) != hashes.get(before[members.names[i]])]
+        gone = before.keys() - set(members.names)
+        self.survey.unchanged += len(met) - len(changed)
+        self.survey.changed += len(changed)
+        self.survey.vanished += len(gone)
+        self._show(self.survey.changed_names, [shown(source.name, path, members.names[i]) for i in changed])
+        self._show(self.survey.vanished_names, [shown(source.name, path, name) for name in sorted(gone)])
+        rows = [i for i, name in enumerate(members.names) if name not in before] + changed
+        return rows, [before.get(members.names[i]) for i in rows]
 
 
-def _file_key(seed: int, file: FoundFile) -> int:
-    """128 bits that place a file in the order of ids and decide whether it is held out."""
-    text = b"\0".join([str(seed).encode(), os.fsencode(file.source), file.path])
-    return int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "big")
+def _unlisted(files: Files, listed: set[bytes]) -> Files:
+    """Those not listed before, each once."""
+    once = Files([], [], [])
+    for path, size, mtime_ns in zip(*files, strict=True):
+        if path not in listed:
+            listed.add(path)
+            once.add(path, size, mtime_ns)
+    return once
+
+
+def _known_members(dataset: Location, source: str, path: bytes) -> dict[bytes, int]:
+    """Newest id of each member of a container that is known."""
+    found: dict[bytes, int] = {}
+    for name in plan_names(dataset):
+        table = read_parquet(dataset / "plans" / name)
+        if "member" in table.column_names:
+            wanted = pc.and_(pc.equal(table.column("source"), source), pc.equal(table.column("path"), path))
+            table = table.filter(pc.and_(wanted, pc.is_valid(table.column("member"))))
+            found |= dict(zip(table.column("member").to_pylist(), table.column("image_id").to_pylist(), strict=True))
+    return found
+
+
+def _names_of(dataset: Location, ids: Int64Array) -> list[str]:
+    rows = rows_of(dataset, ids, ["source", "path"]).to_pylist()
+    return [shown(row["source"], row["path"]) for row in rows]
+
+
+def shown(source: str, path: bytes, member: bytes | None = None) -> str:
+    """A name for people: one line, whatever bytes it is made of."""
+    whole = path if member is None else path + b"!" + member
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in f"{source}/{os.fsdecode(whole)}")
+
+
+def _stat_of(files: Files, keys: bytes, rows: Sequence[int] | Int64Array) -> tuple[bytes, Int64Array, Int64Array]:
+    """Keys, sizes and times of some files."""
+    if len(rows) == len(files.paths):
+        return keys, np.array(files.sizes, np.int64), np.array(files.mtimes_ns, np.int64)
+    some = b"".join(keys[16 * i : 16 * i + 16] for i in rows)
+    return some, np.array([files.sizes[i] for i in rows]), np.array([files.mtimes_ns[i] for i in rows])
+
+
+def _table(columns: Sequence[Any], rows: int) -> Any:
+    arrays = []
+    for column, field in zip(columns, NEW, strict=True):
+        known = isinstance(column, pa.Array)
+        array = pa.nulls(rows, field.type) if column is None else column if known else pa.array(column, field.type)
+        arrays.append(array)
+    return pa.table(arrays, schema=NEW)

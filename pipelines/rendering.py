@@ -10,14 +10,15 @@ import ray
 import torch
 from PIL import Image
 
-from glo_core.blocks import BlockImages, Dataset
 from glo_core.checkpoint import Checkpoint
 from glo_core.config import Config
+from glo_core.dataset import BlockImages, Dataset
 from glo_core.decode import UInt8Array
 from glo_core.files import UserError, digest_file, digest_json, read_json, replacing
+from glo_core.grid import grid, in_rows
 from glo_core.hashing import key64, mix64
 from glo_core.prior import GaussianPrior
-from glo_core.render import Neighbours, decode_codes, gather_ids, grid, in_rows, interpolate, nearest
+from glo_core.render import Neighbours, decode_codes, gather_ids, interpolate, nearest
 from pipelines.fit_prior import prior_directory
 from pipelines.session import ray_session
 from pipelines.stage import Input, identity_of, open_stage, run_id_of
@@ -118,7 +119,7 @@ class Painter:
 @ray.remote
 def search_shards(dataset: str, digest: str, shards: list[int], queries: UInt8Array, k: int) -> Neighbours:
     """Nearest images among some code shards."""
-    return nearest(queries, BlockImages(Dataset.open(Path(dataset)).at(digest), shards), k)
+    return nearest(queries, BlockImages(Dataset.open(dataset).at(digest), shards), k)
 
 
 def search(dataset: Dataset, queries: UInt8Array, k: int) -> Neighbours:
@@ -147,7 +148,7 @@ def render(job: RenderJob) -> Path:
         )
     kinds = read_json(priors_at / "done.json")["kinds"]
     fitted = {kind: digest_file(priors_at / kind / "prior.safetensors") for kind in kinds}
-    dataset = Dataset.open(Path(read_json(job.run / "run.json")["paths"]["dataset"])).at(checkpoint.snapshot)
+    dataset = Dataset.open(read_json(job.run / "run.json")["paths"]["dataset"]).at(checkpoint.snapshot)
     directory = job.run / "grids" / str(images_seen)
     inputs = {
         "checkpoint": Input(checkpoint.directory, checkpoint.digest, run_id_of(job.run)),

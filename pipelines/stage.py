@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from glo_core.files import FORMAT_VERSION, UserError, differences, locked, read_json, write_json
+from glo_core.location import Location
 from pipelines.tracking import Tracker, TrackingConfig
 
 LIBRARIES = ("torch", "ray", "pyarrow", "pillow", "mlflow", "numpy")
@@ -23,7 +24,7 @@ LIBRARIES = ("torch", "ray", "pyarrow", "pillow", "mlflow", "numpy")
 class Input:
     """Something made by an earlier stage."""
 
-    path: Path
+    path: Path | Location
     digest: str
     run_id: str | None
     """MLflow run that made it"""

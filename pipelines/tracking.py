@@ -17,6 +17,7 @@ from PIL import Image
 
 from glo_core.config import Config
 from glo_core.files import UserError
+from glo_core.location import Location
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +30,19 @@ class TrackingConfig(Config):
     """MLflow experiment"""
 
 
-def tracking_uri(config: TrackingConfig, root: Path) -> str:
-    """The URI that runs with outputs in `root` are tracked at."""
-    return config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+def tracking_uri(config: TrackingConfig, root: Path | Location) -> str:
+    """The URI that runs with outputs in `root` are tracked at.
+
+    Raises:
+        UserError: if there is none, since a database cannot lie beside outputs in an object store.
+    """
+    named = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not named and Location(root).remote:
+        raise UserError(
+            f"tracking_uri: MLflow's database cannot lie beside {root}; give --tracking-uri, "
+            "a server or sqlite:////absolute/path/mlflow.db"
+        )
+    return named or f"sqlite:///{root / 'mlflow.db'}"
 
 
 P = ParamSpec("P")
@@ -64,7 +75,7 @@ class Tracker:
     def start(
         cls,
         config: TrackingConfig,
-        root: Path,
+        root: Path | Location,
         *,
         name: str,
         run_id: str | None = None,
@@ -86,8 +97,10 @@ class Tracker:
         uri = tracking_uri(config, root)
         for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
-        local = root if uri.startswith("sqlite") else None
-        root.mkdir(parents=True, exist_ok=True)
+        path = Location(root).path
+        local = path if uri.startswith("sqlite") else None
+        if path is not None:
+            path.mkdir(parents=True, exist_ok=True)
         mlflow.set_tracking_uri(uri)
         try:
             client = mlflow.MlflowClient()
@@ -157,7 +170,7 @@ class Tracker:
         self.client.log_artifact(self.run_id, str(path))
 
     @_answered
-    def dataset(self, path: Path, digest: str, context: str) -> None:
+    def dataset(self, path: Path | Location, digest: str, context: str) -> None:
         """Name what the run used or made."""
         import mlflow
         from mlflow.data.code_dataset_source import CodeDatasetSource

@@ -22,10 +22,11 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from glo_core import order
-from glo_core.blocks import Dataset
 from glo_core.checkpoint import Checkpoint, committed
+from glo_core.dataset import Dataset
 from glo_core.decoder import SeedDecoder, num_parameters
 from glo_core.files import UserError, read_json
+from glo_core.location import Location
 from glo_core.loop import Intervals, Phase, too_many_workers, train
 from glo_core.step import TrainConfig
 from pipelines.desk import Desk, RayRuntime, following, stopping
@@ -61,8 +62,8 @@ class TrainSettings(TrainConfig):
 class TrainJob(TrainSettings, TrackingConfig):
     """Train codes and decoder on a dataset; the same command again goes on where it stopped."""
 
-    dataset: Path
-    """Directory of the dataset"""
+    dataset: Location
+    """Directory or URI of the dataset"""
     run: Path
     """Directory of the run, made if it is not there"""
 
@@ -256,7 +257,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     torch.set_num_threads(arguments["threads"])
     runtime = RayRuntime(ray.train.torch.get_device(), desk)
     try:
-        dataset = Dataset.open(Path(arguments["dataset"])).at(arguments["snapshot"])
+        dataset = Dataset.open(arguments["dataset"]).at(arguments["snapshot"])
         train(
             arguments["config"],
             dataset.images(()),  # No shard yet: the loop selects its own.

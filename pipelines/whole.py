@@ -9,6 +9,7 @@ from typing import Any
 
 from glo_core.blocks import DatasetConfig
 from glo_core.files import write_json
+from glo_core.location import Location
 from glo_core.prior import PriorConfig
 from pipelines.fit_prior import FitPriorJob, fit_prior
 from pipelines.ingest import PreprocessJob, preprocess
@@ -22,8 +23,8 @@ from pipelines.training import TrainJob, TrainSettings, run_training
 class PipelineJob(TrackingConfig):
     """From folders of images to grids in MLflow: preprocess, train, fit_prior, render."""
 
-    input: tuple[Path, ...]
-    """Folders of image files, searched recursively"""
+    input: tuple[Location, ...]
+    """Folders of image files, searched recursively; .tar shards, .parquet tables, .txt lists of paths; or URIs"""
     root: Path
     """Directory of everything that is made: dataset/, run/, mlflow.db, metrics.json"""
     preprocess: DatasetConfig = field(default_factory=DatasetConfig)
@@ -34,7 +35,7 @@ class PipelineJob(TrackingConfig):
 
 def run_pipeline(job: PipelineJob) -> None:
     """Run every stage that is not finished; ends with `<root>/metrics.json` and where to look."""
-    dataset, run = job.root / "dataset", job.root / "run"
+    dataset, run = Location(job.root / "dataset"), job.root / "run"
     tracking: dict[str, Any] = {"tracking_uri": job.tracking_uri, "experiment": job.experiment}
     with ray_session():
         preprocess(PreprocessJob(input=job.input, dataset=dataset, **_fields(job.preprocess), **tracking))

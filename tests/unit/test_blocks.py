@@ -5,7 +5,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from glo_core.blocks import DatasetConfig, TensorImages, open_block, snapshot_digest, write_block
+from glo_core.blocks import DatasetConfig, open_block, snapshot_digest, write_block
+from glo_core.dataset import TensorImages
 from glo_core.files import UserError
 
 CONFIG = DatasetConfig(resolution=8, channels=1, code_shards=4)

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from glo_core.blocks import TensorImages
+from glo_core.dataset import TensorImages
 from glo_core.metrics import pca_psnr, psnr
 from glo_core.runtime import SingleProcess
 

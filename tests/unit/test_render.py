@@ -1,8 +1,9 @@
 import numpy as np
 import torch
 
-from glo_core.blocks import TensorImages
-from glo_core.render import GAP, gather_ids, grid, in_rows, interpolate, nearest
+from glo_core.dataset import TensorImages
+from glo_core.grid import GAP, grid, in_rows
+from glo_core.render import gather_ids, interpolate, nearest
 
 
 def test_a_grid_is_upright_and_in_reading_order() -> None:

@@ -1,8 +1,8 @@
 import numpy as np
 import torch
 
-from glo_core.blocks import TensorImages
 from glo_core.codes import CodeConfig
+from glo_core.dataset import TensorImages
 from glo_core.runtime import SingleProcess
 from glo_core.start import PcaStart, random_codes, reduced_pixels
 

@@ -1,0 +1,168 @@
+"""A place that files lie in: a local path, or a URI that pyarrow's file systems understand (s3://, gs://, hdfs://)."""
+
+import functools
+import io
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import pyarrow.fs as pafs
+
+
+class Location:
+    """A local path or a URI, with the words of `pathlib`.
+
+    A local location has a `path`, through which it can be mapped and renamed. A remote one is read and written whole;
+    an object appears when its upload is complete.
+    """
+
+    __slots__ = ("_path", "_uri")
+
+    def __init__(self, place: "str | Path | Location") -> None:
+        text = str(place).removeprefix("file://")
+        self._uri = urlsplit(text) if "://" in text else None
+        self._path = None if self._uri else Path(text)
+
+    @property
+    def path(self) -> Path | None:
+        """The local path; None of a remote location."""
+        return self._path
+
+    @property
+    def remote(self) -> bool:
+        return self._uri is not None
+
+    @property
+    def name(self) -> str:
+        return self._path.name if self._path else self._text_path.rsplit("/", 1)[-1]
+
+    @property
+    def parent(self) -> "Location":
+        return Location(self._path.parent) if self._path else self._at(self._text_path.rpartition("/")[0])
+
+    def __truediv__(self, name: str) -> "Location":
+        return Location(self._path / name) if self._path else self._at(f"{self._text_path}/{name}")
+
+    def __str__(self) -> str:
+        return self._uri.geturl() if self._uri else str(self._path)
+
+    __repr__ = __str__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Location) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str]]:
+        return type(self), (str(self),)
+
+    def absolute(self) -> "Location":
+        return Location(self._path.absolute()) if self._path else self
+
+    # ---------------------------------------------------------------- reading
+
+    def info(self) -> Any:
+        """A `pyarrow.fs.FileInfo`: type, size in bytes, mtime_ns.
+
+        Raises:
+            OSError: if the file system does not answer.
+        """
+        fs, path = self.file_system()
+        return fs.get_file_info(path)
+
+    def exists(self) -> bool:
+        return self._path.exists() if self._path else bool(self.info().type != pafs.FileType.NotFound)
+
+    def is_dir(self) -> bool:
+        return self._path.is_dir() if self._path else bool(self.info().type == pafs.FileType.Directory)
+
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._path.stat().st_size if self._path else int(self.info().size)
+
+    def read_bytes(self) -> bytes:
+        """The whole file.
+
+        Raises:
+            OSError: FileNotFoundError and others, as `pathlib` does.
+        """
+        if self._path:
+            return self._path.read_bytes()
+        fs, path = self.file_system()
+        with fs.open_input_stream(path) as file:
+            return bytes(file.read())
+
+    def open(self) -> Any:
+        """A seekable `pyarrow.NativeFile`; of a local file, mapped."""
+        import pyarrow as pa
+
+        if self._path:
+            # A file of no bytes cannot be mapped.
+            return pa.memory_map(str(self._path)) if self._path.stat().st_size else pa.BufferReader(b"")
+        fs, path = self.file_system()
+        return fs.open_input_file(path)
+
+    def names(self) -> list[str]:
+        """Names of the files directly below, sorted; none if there is no such directory."""
+        fs, path = self.file_system()
+        found = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == pafs.FileType.File)
+
+    # ---------------------------------------------------------------- writing
+
+    def put(self, data: bytes | Path) -> None:
+        """Write a remote object: bytes, or a local file's, in one upload that becomes visible at its end."""
+        fs, path = self.file_system()
+        with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as source:
+            sink = fs.open_output_stream(path)
+            while chunk := source.read(16 << 20):
+                sink.write(chunk)
+            sink.close()  # Not in a `with`: after an error that would publish what was written so far.
+
+    def unlink(self) -> None:
+        """Delete the file; one that is not there is no error."""
+        if self._path:
+            self._path.unlink(missing_ok=True)
+        elif self.exists():
+            fs, path = self.file_system()
+            fs.delete_file(path)
+
+    # ---------------------------------------------------------------- file systems
+
+    def file_system(self) -> tuple[Any, str]:
+        """The `pyarrow.fs.FileSystem` and the path in it.
+
+        Raises:
+            OSError: if the URI's scheme is unknown or its store does not answer.
+        """
+        if self._uri is None:
+            return pafs.LocalFileSystem(), str(self._path)
+        fs, base = _connected(self._uri.scheme, self._uri.netloc, self._uri.query)
+        return fs, base + self._text_path
+
+    @property
+    def _text_path(self) -> str:
+        assert self._uri is not None
+        return self._uri.path.rstrip("/")
+
+    def _at(self, path: str) -> "Location":
+        assert self._uri is not None
+        return Location(self._uri._replace(path=path).geturl())
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """How Pydantic, where the jobs check their flags with it, makes one from text."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(cls, core_schema.str_schema(min_length=1))
+
+
+@functools.cache
+def _connected(scheme: str, host: str, query: str) -> tuple[Any, str]:
+    """One file system, with its connections, for each store in a process; and its name of the root."""
+    try:
+        fs, base = pafs.FileSystem.from_uri(f"{scheme}://{host}/" + (f"?{query}" if query else ""))
+    except ValueError as error:  # pyarrow.ArrowInvalid: a scheme that it does not know, or a bad option
+        raise OSError(f"{scheme}://{host}: {str(error).splitlines()[0]}") from None
+    return fs, base.rstrip("/")

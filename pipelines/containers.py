@@ -1,0 +1,163 @@
+"""Files that hold many images: tar shards in WebDataset's layout, Parquet tables with a column of encoded images."""
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from glo_core.decode import SUFFIXES, RejectedImageError
+from glo_core.location import Location
+
+TAR, PARQUET = b".tar", b".parquet"
+TAR_BUFFER = 1 << 20
+"""Bytes read ahead of the tar headers: one request to an object store."""
+
+
+class Members(NamedTuple):
+    """The images of a container, column by column."""
+
+    names: list[bytes]
+    """Of a tar member its name, of a table's row its number"""
+    starts: list[int]
+    """Byte at which a tar member begins; a table's row number"""
+    lengths: list[int]
+    """Bytes of a tar member; -1 in a table, where only reading tells"""
+    labels: list[str | None]
+
+
+def is_container(path: bytes) -> bool:
+    return path.lower().endswith((TAR, PARQUET))
+
+
+def list_members(place: Location) -> Members:
+    """The images that a container holds, without reading one.
+
+    Raises:
+        RejectedImageError: if it is damaged, or holds no image.
+    """
+    try:
+        is_tar = place.name.lower().endswith(os.fsdecode(TAR))
+        members = _list_tar(place) if is_tar else _list_table(place)
+    except FileNotFoundError:
+        raise RejectedImageError("missing") from None
+    except PermissionError as error:
+        raise RejectedImageError("unreadable", error.strerror or "") from None
+    except (tarfile.TarError, pa.ArrowException, OSError, EOFError, ValueError) as error:
+        raise RejectedImageError("broken container", str(error)) from None
+    if not members.names:
+        raise RejectedImageError("no image inside")
+    return members
+
+
+def read_members(place: Location, starts: Sequence[int], lengths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+    """The bytes of some members, in the order in which they lie: (index into `starts`, bytes).
+
+    Raises:
+        RejectedImageError: if the container is gone or damaged, at the first member concerned.
+    """
+    order = sorted(range(len(starts)), key=starts.__getitem__)
+    try:
+        if place.name.lower().endswith(os.fsdecode(TAR)):
+            with place.open() as file:
+                for index in order:
+                    yield index, bytes(file.read_at(lengths[index], starts[index]))
+        else:
+            yield from _read_rows(place, starts, order)
+    except FileNotFoundError:
+        raise RejectedImageError("missing") from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise RejectedImageError("broken container", str(error)) from None
+
+
+# ---------------------------------------------------------------- tar
+
+
+def _list_tar(place: Location) -> Members:
+    """WebDataset's layout: the files of a sample share what stands before the first dot of the last part."""
+    labels: dict[bytes, str] = {}
+    images: list[tuple[bytes, int, int]] = []
+    with place.open() as file, tarfile.open(fileobj=_buffered(file, place), mode="r:") as archive:
+        for member in archive:
+            name = os.fsencode(member.name)
+            if not member.isreg() or os.path.basename(name).startswith(b"."):
+                continue
+            ending = os.path.splitext(name)[1].lower()
+            if os.fsdecode(ending) in SUFFIXES:
+                images.append((name, member.offset_data, member.size))
+            elif ending == b".cls" and (content := archive.extractfile(member)) is not None:
+                labels[_sample(name)] = content.read(256).decode(errors="replace").strip()
+    return Members(
+        [name for name, _, _ in images],
+        [start for _, start, _ in images],
+        [length for _, _, length in images],
+        [labels.get(_sample(name)) for name, _, _ in images],
+    )
+
+
+def _sample(name: bytes) -> bytes:
+    folder, _, last = name.rpartition(b"/")
+    return folder + b"/" + last.split(b".", 1)[0]
+
+
+def _buffered(file: Any, place: Location) -> Any:
+    return io.BufferedReader(file, TAR_BUFFER) if place.remote else file
+
+
+# ---------------------------------------------------------------- Parquet
+
+
+def _list_table(place: Location) -> Members:
+    file = pq.ParquetFile(place.open())
+    _image_column(file.schema_arrow)
+    rows = file.metadata.num_rows
+    labels: list[str | None] = [None] * rows
+    if "label" in file.schema_arrow.names:
+        values = file.read(["label"]).column("label").to_pylist()
+        labels = [None if value is None else str(value) for value in values]
+    return Members([str(row).encode() for row in range(rows)], list(range(rows)), [-1] * rows, labels)
+
+
+def _image_column(schema: Any) -> str:
+    """The column of encoded images: as Hugging Face declares it, else a struct with `bytes`, else one of bytes."""
+    declared = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    names = [
+        name for name, feature in declared.items() if isinstance(feature, dict) and feature.get("_type") == "Image"
+    ]
+    names += [field.name for field in schema if _holds_bytes(field.type)]
+    names += [field.name for field in schema if _is_bytes(field.type)]
+    for name in names:
+        if name in schema.names:
+            return str(name)
+    raise RejectedImageError("no image inside", "no column of encoded images")
+
+
+def _is_bytes(kind: Any) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _holds_bytes(kind: Any) -> bool:
+    return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+
+
+def _read_rows(place: Location, rows: Sequence[int], order: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+    file = pq.ParquetFile(place.open())
+    column, first, place_in_order = _image_column(file.schema_arrow), 0, 0
+    for group in range(file.metadata.num_row_groups):
+        end = first + file.metadata.row_group(group).num_rows
+        wanted = []
+        while place_in_order < len(order) and rows[order[place_in_order]] < end:
+            wanted.append(order[place_in_order])
+            place_in_order += 1
+        if wanted:
+            values = file.read_row_group(group, [column]).column(0)
+            for index in wanted:
+                value = values[rows[index] - first].as_py()
+                yield index, (value.get("bytes") if isinstance(value, dict) else value) or b""
+        first = end
+    if place_in_order < len(order):
+        raise RejectedImageError("missing", "the table has fewer rows than it had")

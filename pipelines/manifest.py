@@ -1,0 +1,81 @@
+"""The manifest of a dataset, one row for every file met, and where its parts lie."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from glo_core.files import open_parquet
+from glo_core.hashing import Int64Array
+from glo_core.location import Location
+
+MANIFEST = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("source", pa.string()),
+        ("path", pa.binary()),
+        ("member", pa.binary()),
+        ("label", pa.string()),
+        ("bytes", pa.int64()),
+        ("mtime_ns", pa.int64()),
+        ("content_hash", pa.binary(16)),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("split", pa.string()),
+        ("block", pa.string()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("duplicate_of", pa.int64()),
+    ]
+)
+
+
+def part_name(number: int, block: int) -> str:
+    """Name of plan `number`'s part `block`, without its ending."""
+    return f"{number:06d}-{block:05d}"
+
+
+def manifest_path(dataset: Location, number: int, block: int) -> Location:
+    return dataset / "manifest" / f"{part_name(number, block)}.parquet"
+
+
+def block_path(dataset: Location, number: int, block: int) -> Location:
+    return dataset / "blocks" / f"{part_name(number, block)}.arrow"
+
+
+def part_names(dataset: Location, *, before: int | None = None, of: int | None = None) -> list[str]:
+    """Names of the parts that are there, in the order of ids; of the plans before one, or of one plan."""
+    found = []
+    for name in (dataset / "manifest").names():
+        if not name.startswith("."):
+            number = int(name.split("-")[0])
+            if (before is None or number < before) and (of is None or number == of):
+                found.append(name)
+    return found
+
+
+def read_parts(
+    dataset: Location, columns: Sequence[str], *, before: int | None = None, of: int | None = None
+) -> Iterator[Any]:
+    """The manifest's rows, a `pyarrow.Table` for each part, in the order of ids; see `part_names`.
+
+    Columns that a part does not have, since it is of an older version, are null.
+    """
+    for name in part_names(dataset, before=before, of=of):
+        file = open_parquet(dataset / "manifest" / name)
+        there = set(file.schema_arrow.names)
+        table = file.read([column for column in columns if column in there])
+        for column in columns:
+            if column not in there:
+                table = table.append_column(MANIFEST.field(column), pa.nulls(len(table), MANIFEST.field(column).type))
+        yield table.select(columns).cast(pa.schema([MANIFEST.field(column) for column in columns]))
+
+
+def rows_of(dataset: Location, ids: Int64Array, columns: Sequence[str]) -> Any:
+    """The rows of some ids (int64 `[n]`), as a `pyarrow.Table` in the order of ids."""
+    names, wanted = ["image_id", *columns], pa.array(ids)
+    parts = read_parts(dataset, names) if len(ids) else iter(())
+    found = [table.filter(pc.is_in(table.column("image_id"), wanted)) for table in parts]
+    return pa.concat_tables([pa.schema([MANIFEST.field(name) for name in names]).empty_table(), *found])

@@ -1,0 +1,305 @@
+"""Where images come from: folders, tar shards, Parquet tables and lists of paths, on a disk or in an object store.
+
+A *source* is one input under a name that does not say where it lies. It is a base folder and the *files* in it, each
+with a path, a size and a time; a file may be a *container*, whose *members* are the images.
+"""
+
+import itertools
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import pyarrow.fs as pafs
+
+from glo_core.decode import RejectedImageError
+from glo_core.files import UserError
+from glo_core.location import Location
+from pipelines.containers import is_container
+
+LISTS = (b".txt", b".lst")
+"""Endings of text files that hold a path or URI on each line."""
+CHUNK = 8192
+"""Files that are handed on together."""
+WAITING = 32
+"""Requests to a network that are under way at once."""
+SLOW_STAT_S = 50e-6
+"""A file system that takes longer for one file is asked for many at once; on a local disk threads only cost."""
+
+
+class Source(NamedTuple):
+    name: str
+    base: Location
+    """Folder that the paths of its files begin at"""
+    kind: str
+    """"folder", "container" or "list" """
+    given: Location
+    """The input as it was named"""
+
+
+class Files(NamedTuple):
+    """Some files of a source, column by column."""
+
+    paths: list[bytes]
+    """Relative to the base; in a list, each line as it stands"""
+    sizes: list[int]
+    """Bytes; -1 where the file could not be asked"""
+    mtimes_ns: list[int]
+
+    def add(self, path: bytes, size: int, mtime_ns: int) -> None:
+        self.paths.append(path)
+        self.sizes.append(size)
+        self.mtimes_ns.append(mtime_ns)
+
+
+def find_sources(inputs: Sequence[Location], known: dict[str, str]) -> list[Source]:
+    """Name every input. `known` maps the names given before to their base folders.
+
+    A folder that moved keeps its name: its old place is gone, and the new one ends alike.
+
+    Raises:
+        UserError: if an input is missing or is of no kind that is read.
+    """
+    names, sources = dict(known), []
+    for given in dict.fromkeys(_resolved(place) for place in inputs):
+        kind = _kind(given)
+        base = given if kind == "folder" else given.parent
+        name = next(name for name in _names(given.name) if _is_free(names, name, base))
+        names[name] = str(base)
+        sources.append(Source(name, base, kind, given))
+    return sources
+
+
+def _resolved(place: Location) -> Location:
+    return Location(place.path.resolve()) if place.path else place
+
+
+def _names(name: str) -> Iterator[str]:
+    yield name
+    for number in itertools.count(2):
+        yield f"{name}-{number}"
+
+
+def _is_free(names: dict[str, str], name: str, base: Location) -> bool:
+    return names.get(name, str(base)) == str(base) or not Location(names[name]).exists()
+
+
+def _kind(given: Location) -> str:
+    if given.is_dir():
+        return "folder"
+    if not given.exists():
+        raise UserError(f"input={given}: missing, where a folder of image files was expected")
+    name = os.fsencode(given.name)
+    if is_container(name):
+        return "container"
+    if name.lower().endswith(LISTS):
+        return "list"
+    raise UserError(
+        f"input={given}: a file, where a folder of image files, a .tar or .parquet file, or a .txt list was expected"
+    )
+
+
+# ---------------------------------------------------------------- listing
+
+
+def list_files(source: Source) -> Iterator[Files]:
+    """Every file of a source, in chunks, in no order; names that begin with a dot are left out.
+
+    Raises:
+        UserError: if the input itself cannot be listed.
+    """
+    try:
+        if source.kind == "container":
+            yield from _ask(source, iter([os.fsencode(source.given.name)]))
+        elif source.kind == "list":
+            lines = (line.rstrip(b"\r") for line in source.given.read_bytes().split(b"\n"))
+            yield from _ask(source, (line for line in lines if line.strip()))
+        elif source.base.path is not None:
+            yield from _walk(os.fsencode(source.base.path))
+        else:
+            yield from _walk_remote(source.base)
+    except OSError as error:
+        raise UserError(f"input={source.given}: {error.strerror or str(error).splitlines()[0]}") from None
+
+
+def _walk(base: bytes) -> Iterator[Files]:
+    """Every file below a local folder. Links are followed; a folder is entered once."""
+    pending, entered, start = [base], set(), len(base) + 1
+    with _Chunks() as chunks:
+        while pending:
+            folder = pending.pop()
+            try:
+                status = os.stat(folder)
+                if (status.st_dev, status.st_ino) in entered:  # A link to a folder above it would never end.
+                    continue
+                entered.add((status.st_dev, status.st_ino))
+                entries = os.scandir(folder)
+            except OSError:
+                if folder == base:
+                    raise
+                yield Files([folder[start:]], [-1], [0])  # A folder that cannot be read is a file met, and rejected.
+                continue
+            with entries:
+                files = _visible_files(entries, pending)
+                while entry_chunk := list(itertools.islice(files, CHUNK)):
+                    yield from chunks.submit(_stat_entries, entry_chunk, start)
+        yield from chunks.rest()
+
+
+def _visible_files(entries: Any, folders: list[bytes]) -> Iterator["os.DirEntry[bytes]"]:
+    for entry in entries:
+        if entry.name.startswith(b"."):
+            continue
+        if entry.is_dir():
+            folders.append(entry.path)
+        else:
+            yield entry
+
+
+def _stat_entries(entries: Sequence["os.DirEntry[bytes]"], start: int) -> Files:
+    files = Files([], [], [])
+    paths, sizes, mtimes = files
+    for entry in entries:
+        try:
+            status = entry.stat()
+        except OSError:  # A broken link
+            files.add(entry.path[start:], -1, 0)
+            continue
+        paths.append(entry.path[start:])
+        sizes.append(status.st_size)
+        mtimes.append(status.st_mtime_ns)
+    return files
+
+
+def _walk_remote(base: Location) -> Iterator[Files]:
+    """Every object below a remote folder, many folders at once."""
+    fs, root = base.file_system()
+    with ThreadPoolExecutor(WAITING) as pool:
+        pending = [pool.submit(_list_remote, fs, root)]
+        while pending:
+            found, folders = pending.pop(0).result()
+            pending += [pool.submit(_list_remote, fs, folder) for folder in folders]
+            for first in range(0, len(found), CHUNK):
+                infos = found[first : first + CHUNK]
+                yield Files(
+                    [os.fsencode(info.path[len(root) + 1 :]) for info in infos],
+                    [info.size for info in infos],
+                    [info.mtime_ns or 0 for info in infos],
+                )
+
+
+def _list_remote(fs: Any, folder: str) -> tuple[list[Any], list[str]]:
+    infos = [info for info in fs.get_file_info(pafs.FileSelector(folder)) if not info.base_name.startswith(".")]
+    files = [info for info in infos if info.type == pafs.FileType.File]
+    return files, [info.path for info in infos if info.type == pafs.FileType.Directory]
+
+
+def _ask(source: Source, paths: Iterator[bytes]) -> Iterator[Files]:
+    """Size and time of files whose paths are known."""
+    with _Chunks() as chunks:
+        while some := list(itertools.islice(paths, CHUNK)):
+            yield from chunks.submit(_stat_paths, source.base, some)
+        yield from chunks.rest()
+
+
+def _stat_paths(base: Location, paths: Sequence[bytes]) -> Files:
+    files = Files([], [], [])
+    for path in paths:
+        try:
+            place = locate(base, path)
+            if isinstance(place, bytes):
+                status = os.stat(place)
+                files.add(path, status.st_size, status.st_mtime_ns)
+            else:
+                info = place.info()
+                files.add(path, -1 if info.size is None else info.size, info.mtime_ns or 0)
+        except (OSError, ValueError):
+            files.add(path, -1, 0)
+    return files
+
+
+class _Chunks:
+    """Calls that each look at one chunk of files: in turn where the file system is quick, else many at once."""
+
+    def __enter__(self) -> "_Chunks":
+        self._pool: ThreadPoolExecutor | None = None
+        self._waiting: list[Future[Files]] = []
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def submit(self, ask: Callable[..., Files], *arguments: Any) -> Iterator[Files]:
+        """Ask about one more chunk; yields what is answered."""
+        if self._pool is None:
+            started = time.perf_counter()
+            files = ask(*arguments)
+            if (time.perf_counter() - started) / len(files.paths) > SLOW_STAT_S:
+                self._pool = ThreadPoolExecutor(WAITING)
+            yield files
+            return
+        self._waiting.append(self._pool.submit(ask, *arguments))
+        if len(self._waiting) >= 2 * WAITING:
+            yield self._waiting.pop(0).result()
+
+    def rest(self) -> Iterator[Files]:
+        for future in self._waiting:
+            yield future.result()
+
+
+# ---------------------------------------------------------------- reading
+
+
+def locate(base: Location, path: bytes) -> bytes | Location:
+    """The file at `path` of a source: bytes for a local one, as the file system names it."""
+    if b"://" in path:
+        place = Location(os.fsdecode(path))
+        return os.fsencode(place.path) if place.path else place
+    if base.path is None:
+        return base / os.fsdecode(path)
+    return os.path.join(os.fsencode(base.path), path)
+
+
+def place_of(base: Location, path: bytes) -> Location:
+    """The same as a `Location`."""
+    place = locate(base, path)
+    return place if isinstance(place, Location) else Location(os.fsdecode(place))
+
+
+def read_file(base: Location, path: bytes) -> bytes:
+    """The bytes of one file, read once.
+
+    Raises:
+        RejectedImageError: if it is missing, unreadable or no regular file.
+    """
+    try:
+        place = locate(base, path)
+        if isinstance(place, Location):
+            return place.read_bytes()
+        return _read_local(place)
+    except (FileNotFoundError, NotADirectoryError):
+        raise RejectedImageError("missing") from None
+    except IsADirectoryError:
+        raise RejectedImageError("irregular") from None
+    except (OSError, ValueError) as error:
+        raise RejectedImageError("unreadable", getattr(error, "strerror", None) or str(error)) from None
+
+
+def _read_local(path: bytes) -> bytes:
+    # Without O_NONBLOCK, opening a pipe would wait for somebody who writes to it.
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(file)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError
+        if not stat.S_ISREG(status.st_mode):
+            raise RejectedImageError("irregular")
+        parts, size = [os.read(file, status.st_size + 1)], status.st_size
+        while parts[-1] and sum(map(len, parts)) < size:
+            parts.append(os.read(file, size))
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+    finally:
+        os.close(file)
