@@ -39,6 +39,8 @@ Reason = Literal[
 REASONS: tuple[Reason, ...] = get_args(Reason)
 
 EXIF_ORIENTATION = 0x0112
+EXIF_KEYS = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})
+"""Where Pillow keeps what may hold an orientation; of a TIFF it is among the tags."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +127,9 @@ def decode(data: bytes, policy: DecodePolicy) -> Decoded:
                 raise RejectedImageError("too small", f"{width} x {height}")
             square = _square(image, policy)
     except UnidentifiedImageError:
-        raise RejectedImageError("broken" if data.startswith(MAGIC) else "unknown format") from None
+        if not data.startswith(MAGIC):
+            raise RejectedImageError("unknown format") from None
+        raise RejectedImageError("truncated" if _cut_short(data) else "broken", "the header cannot be read") from None
     except Image.DecompressionBombError as error:
         raise RejectedImageError("too many pixels", str(error)) from None
     except MemoryError:
@@ -147,38 +151,52 @@ def decode(data: bytes, policy: DecodePolicy) -> Decoded:
         struct.error,
     ) as error:  # All that Pillow's readers were seen to raise on damaged files.
         detail = str(error) or type(error).__name__
-        raise RejectedImageError("truncated" if _ends_early(error) else "broken", detail) from None
+        raise RejectedImageError("truncated" if _cut_short(data) else "broken", detail) from None
     finally:
         Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
     pixels = np.frombuffer(square.tobytes(), np.uint8)
     return Decoded(pixels.reshape(policy.resolution, policy.resolution, policy.channels), width, height)
 
 
-def _ends_early(error: Exception) -> bool:
-    return isinstance(error, EOFError) or "truncated" in str(error).lower()
+def _cut_short(data: bytes) -> bool:
+    """Whether the end that the format promises is missing; a TIFF promises none."""
+    if data.startswith(b"\xff\xd8"):
+        return not data.rstrip(b"\0").endswith(b"\xff\xd9")
+    if data.startswith(b"\x89PNG"):
+        return b"IEND" not in data[-16:]
+    if data.startswith(b"GIF8"):
+        return not data.rstrip(b"\0").endswith(b";")
+    if data.startswith(b"RIFF"):
+        return len(data) < int.from_bytes(data[4:8], "little") + 8
+    return data.startswith(b"BM") and len(data) < int.from_bytes(data[2:6], "little")
 
 
 def _square(image: Image.Image, policy: DecodePolicy) -> Image.Image:
     """The upright central square of `image` in the policy's mode and at its resolution."""
     stored = min(image.size)
     taken = min(stored, policy.tight_crop) if policy.tight_crop else stored
-    if policy.draft and image.format == "JPEG":
-        # libjpeg scales in the frequency domain, by 1/8 to 1; the crop must still cover the resolution.
-        scaled = max(policy.resolution * stored // taken, 1)
-        mode = "L" if policy.channels == 1 and not _foreign_profile(image, policy) else None
-        image.draft(mode, (scaled, scaled))
+    shrink = _draft(image, policy, stored, taken) if policy.draft and image.format == "JPEG" else 1.0
     image.load()
-    shrink = stored / min(image.size)
-    upright = _upright(image)
-    square = _central_square(_flatten(upright, policy), taken, shrink, policy.resolution)
-    return _to_mode(square, policy)
+    if image.format == "TIFF" or not EXIF_KEYS.isdisjoint(image.info):
+        image = _upright(image)
+    if image.mode not in ("L", "RGB") or "transparency" in image.info:
+        image = _flatten(image, policy)
+    square = _central_square(image, taken, shrink, policy.resolution)
+    if square.mode != policy.mode or "icc_profile" in square.info:
+        square = _to_mode(square, policy)
+    return square
+
+
+def _draft(image: Image.Image, policy: DecodePolicy, stored: int, taken: int) -> float:
+    """Have libjpeg scale in the frequency domain, so that the crop still covers the resolution. Returns the factor."""
+    scaled = max(policy.resolution * stored // taken, 1)
+    mode = "L" if policy.channels == 1 and not _foreign_profile(image, policy) else None
+    image.draft(mode, (scaled, scaled))
+    return stored / min(image.size)
 
 
 def _upright(image: Image.Image) -> Image.Image:
     """Turned as the EXIF orientation says; parsing EXIF costs as much as decoding a small file."""
-    keys = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
-    if image.format != "TIFF" and not any(key in image.info for key in keys):
-        return image
     if image.getexif().get(EXIF_ORIENTATION, 1) == 1:
         return image
     turned: Image.Image = ImageOps.exif_transpose(image)
@@ -194,27 +212,23 @@ def _flatten(image: Image.Image, policy: DecodePolicy) -> Image.Image:
         values = values / 257 if values.max(initial=0) > 255 else values
         return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-        # What comes out is in sRGB's mode: of a profile only the transparent files' colours are left as they are.
-        image = image.convert("RGBA")
+        flat = image.convert("RGBA")
         below = Image.new("RGBA", image.size, (*ImageColor.getrgb(policy.background)[:3], 255))
-        return Image.alpha_composite(below, image).convert("RGB")
-    if image.mode in ("L", "RGB", "CMYK", "LAB"):
+        flat = Image.alpha_composite(below, flat).convert("RGB")
+    elif image.mode in ("CMYK", "LAB"):
         return image
-    flat = image.convert("L" if image.mode == "1" else "RGB")
-    flat.info = image.info
+    else:
+        flat = image.convert("L" if image.mode == "1" else "RGB")
+    # A profile of the RGB colours still holds; one of another mode's does not fit, and is ignored further down.
+    flat.info = {"icc_profile": image.info["icc_profile"]} if "icc_profile" in image.info else {}
     return flat
 
 
 def _central_square(image: Image.Image, side: int, shrink: float, resolution: int) -> Image.Image:
     """The central `side` pixels, in pixels of the file, of an image that was decoded `shrink` times smaller."""
-    width, height = round(image.width * shrink), round(image.height * shrink)
-    left, top = (width - side) // 2, (height - side) // 2
-    box = (
-        left / shrink,
-        top / shrink,
-        min((left + side) / shrink, image.width),
-        min((top + side) / shrink, image.height),
-    )
+    width, height = image.size
+    left, top = (round(width * shrink) - side) // 2 / shrink, (round(height * shrink) - side) // 2 / shrink
+    box = left, top, min(left + side / shrink, width), min(top + side / shrink, height)
     # Pillow's filters widen with the reduction, so that bicubic downscaling is antialiased.
     return image.resize((resolution, resolution), Image.Resampling.BICUBIC, box=box)
 

@@ -49,25 +49,39 @@ class Contents:
         return int(self.ids[row]) if row >= 0 else None
 
 
+class Done(NamedTuple):
+    """What a task reports."""
+
+    files: int
+    bytes: int
+    """Of the files read"""
+    error: str
+
+
 def decode_block(task: dict[str, Any], contents: Any) -> dict[str, Any]:
     """Decode one row group of a plan into one block and its part of the manifest. Runs in a Ray task.
 
-    A retry is harmless: file names are fixed, and a file appears whole or not at all.
+    A retry is harmless: file names are fixed, a file appears whole or not at all, and a block that is there is skipped.
 
     Args:
         task: `dataset`, `number` of the plan, `block`.
         contents: reference to the `Contents` of the snapshots before.
+
+    Returns:
+        A `Done` as a dict, Ray Data's row.
     """
     dataset, number, block = Location(task["dataset"]), int(task["number"]), int(task["block"])
     try:
-        files, size = _decode_block(dataset, number, block, ray.get(contents))
+        return _decode_block(dataset, number, block, contents)._asdict()
     except UserError as error:  # An exception of a task would reach the user as Ray's traceback.
-        return {"files": 0, "bytes": 0, "error": str(error)}
-    return {"files": files, "bytes": size, "error": ""}
+        return Done(0, 0, str(error))._asdict()
 
 
-def _decode_block(dataset: Location, number: int, block: int, contents: Contents) -> tuple[int, int]:
+def _decode_block(dataset: Location, number: int, block: int, reference: Any) -> Done:
     config, plan = read_config(dataset), read_plan(plan_path(dataset, number))
+    if manifest_path(dataset, number, block).exists():
+        return Done(plan.block_rows(block), 0, "")
+    contents = ray.get(reference)
     files = open_parquet(plan.path).read_row_group(block)
     rows = _Rows(files, config, contents)
     with warnings.catch_warnings():
@@ -83,7 +97,7 @@ def _decode_block(dataset: Location, number: int, block: int, contents: Contents
     schema = MANIFEST.with_metadata({"glo": json.dumps({"block": {"name": place.name, **written}})})
     with replacing(manifest_path(dataset, number, block)) as temporary:
         pq.write_table(rows.manifest(place.name).cast(schema), temporary)
-    return len(ids), sum(size or 0 for size in rows.sizes)
+    return Done(len(ids), sum(size or 0 for size in rows.sizes), "")
 
 
 # ---------------------------------------------------------------- reading
@@ -97,21 +111,21 @@ def _read_all(files: Any, bases: dict[str, str]) -> Iterator[tuple[int, Content]
     else:
         members = files.column("member").to_pylist()
     places = {name: Location(base) for name, base in bases.items()}
+    sizes = files.column("bytes").to_pylist()
     by_container: dict[tuple[str, bytes], list[int]] = {}
-    local, remote = [], []
+    remote = []
     for row, (source, path, member) in enumerate(zip(sources, paths, members, strict=True)):
         if member is not None:
             by_container.setdefault((source, path), []).append(row)
         elif places[source].remote or b"://" in path:
             remote.append(row)
         else:
-            local.append(row)
-    for row in local:
-        yield row, _read(places[sources[row]], paths[row])
+            yield row, _read(places[source], path, sizes[row])
     with ThreadPoolExecutor(REQUESTS) as pool:
         for first in range(0, len(remote), 4 * REQUESTS):
             some = remote[first : first + 4 * REQUESTS]
-            yield from zip(some, pool.map(lambda row: _read(places[sources[row]], paths[row]), some), strict=True)
+            read = pool.map(lambda row: _read(places[sources[row]], paths[row], sizes[row]), some)
+            yield from zip(some, read, strict=True)
     if by_container:
         starts, lengths = files.column("start").to_numpy(), files.column("length").to_numpy()
         for (source, path), inside in by_container.items():
@@ -119,12 +133,12 @@ def _read_all(files: Any, bases: dict[str, str]) -> Iterator[tuple[int, Content]
             yield from _read_container(place, inside, starts[inside], lengths[inside])
 
 
-def _read(base: Location, path: bytes) -> Content:
+def _read(base: Location, path: bytes, size: int) -> Content:
     try:
         if is_container(path):  # Without a member, since there was none when it was listed: say why.
             list_members(place_of(base, path))
             raise RejectedImageError("broken container", "changed since it was listed")
-        return read_file(base, path)
+        return read_file(base, path, size)
     except RejectedImageError as error:
         return error
 

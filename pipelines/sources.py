@@ -45,7 +45,7 @@ class Files(NamedTuple):
     paths: list[bytes]
     """Relative to the base; in a list, each line as it stands"""
     sizes: list[int]
-    """Bytes; -1 where the file could not be asked"""
+    """Bytes; -1 of what could not be asked, or is no regular file"""
     mtimes_ns: list[int]
 
     def add(self, path: bytes, size: int, mtime_ns: int) -> None:
@@ -168,7 +168,7 @@ def _stat_entries(entries: Sequence["os.DirEntry[bytes]"], start: int) -> Files:
             files.add(entry.path[start:], -1, 0)
             continue
         paths.append(entry.path[start:])
-        sizes.append(status.st_size)
+        sizes.append(status.st_size if stat.S_ISREG(status.st_mode) else -1)
         mtimes.append(status.st_mtime_ns)
     return files
 
@@ -211,7 +211,7 @@ def _stat_paths(base: Location, paths: Sequence[bytes]) -> Files:
             place = locate(base, path)
             if isinstance(place, bytes):
                 status = os.stat(place)
-                files.add(path, status.st_size, status.st_mtime_ns)
+                files.add(path, status.st_size if stat.S_ISREG(status.st_mode) else -1, status.st_mtime_ns)
             else:
                 info = place.info()
                 files.add(path, -1 if info.size is None else info.size, info.mtime_ns or 0)
@@ -260,7 +260,7 @@ def locate(base: Location, path: bytes) -> bytes | Location:
         return os.fsencode(place.path) if place.path else place
     if base.path is None:
         return base / os.fsdecode(path)
-    return os.path.join(os.fsencode(base.path), path)
+    return os.path.join(bytes(base.path), path)
 
 
 def place_of(base: Location, path: bytes) -> Location:
@@ -269,17 +269,18 @@ def place_of(base: Location, path: bytes) -> Location:
     return place if isinstance(place, Location) else Location(os.fsdecode(place))
 
 
-def read_file(base: Location, path: bytes) -> bytes:
+def read_file(base: Location, path: bytes, size: int = -1) -> bytes:
     """The bytes of one file, read once.
+
+    Args:
+        size: of the regular file that was met here, if it is known.
 
     Raises:
         RejectedImageError: if it is missing, unreadable or no regular file.
     """
     try:
         place = locate(base, path)
-        if isinstance(place, Location):
-            return place.read_bytes()
-        return _read_local(place)
+        return place.read_bytes() if isinstance(place, Location) else _read_local(place, size)
     except (FileNotFoundError, NotADirectoryError):
         raise RejectedImageError("missing") from None
     except IsADirectoryError:
@@ -288,18 +289,21 @@ def read_file(base: Location, path: bytes) -> bytes:
         raise RejectedImageError("unreadable", getattr(error, "strerror", None) or str(error)) from None
 
 
-def _read_local(path: bytes) -> bytes:
+def _read_local(path: bytes, size: int) -> bytes:
     # Without O_NONBLOCK, opening a pipe would wait for somebody who writes to it.
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        status = os.fstat(file)
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError
-        if not stat.S_ISREG(status.st_mode):
-            raise RejectedImageError("irregular")
-        parts, size = [os.read(file, status.st_size + 1)], status.st_size
-        while parts[-1] and sum(map(len, parts)) < size:
-            parts.append(os.read(file, size))
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        if size < 0:
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode):
+                raise RejectedImageError("irregular")
+            size = status.st_size
+        data = os.read(file, size + 1)
+        if len(data) == size:
+            return data
+        parts = [data]  # It has grown or shrunk since it was listed, or is larger than one call gives.
+        while part := os.read(file, 1 << 20):
+            parts.append(part)
+        return b"".join(parts)
     finally:
         os.close(file)
