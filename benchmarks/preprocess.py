@@ -5,7 +5,7 @@
 The job is everything that `jobs/preprocess.py` does between the start of Ray and the last line of its summary: listing,
 plan, decoding, hashes, blocks, manifest, snapshot, MLflow. Start-up is apart: Ray, its workers' imports and MLflow's
 database are warmed by a job on a few other files. The loop opens, converts, crops and resizes, and keeps nothing; once
-as it stands, once with `draft`. Fewer than --images files are multiplied: each copy gets a few bytes after its end, which
+as it stands, once with `draft`. Fewer than --images files are multiplied: each copy gets a few bytes after its end that
 no decoder reads, so that none is a duplicate. Every round runs all three; the ratios are medians over the rounds.
 """
 
@@ -113,8 +113,10 @@ def main() -> None:
             f"{describe()}; {len(paths)} files of {options.input.name} to {options.resolution} px {mode}, {cores} cores"
         )
         for number in range(options.rounds):
+            os.sync()  # What the side before left to be written is not this side's to wait for.
             rates["full"].append(bare_rate(paths, options.resolution, mode, draft=False, cores=cores))
             rates["draft"].append(bare_rate(paths, options.resolution, mode, draft=True, cores=cores))
+            os.sync()
             rates["job"].append(job_rate(root / "images", root, settings))
             print(
                 f"round {number + 1}: " + ", ".join(f"{name} {rate[-1]:.0f} images/s" for name, rate in rates.items())

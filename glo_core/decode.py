@@ -39,6 +39,8 @@ Reason = Literal[
 REASONS: tuple[Reason, ...] = get_args(Reason)
 
 EXIF_ORIENTATION = 0x0112
+SWAPPED, MIRRORED_X, MIRRORED_Y = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
+"""Orientations whose upright image has width and height exchanged, the stored right side left, the bottom on top."""
 EXIF_KEYS = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})
 """Where Pillow keeps what may hold an orientation; of a TIFF it is among the tags."""
 
@@ -173,31 +175,41 @@ def _cut_short(data: bytes) -> bool:
 
 def _square(image: Image.Image, policy: DecodePolicy) -> Image.Image:
     """The upright central square of `image` in the policy's mode and at its resolution."""
-    stored = min(image.size)
-    taken = min(stored, policy.tight_crop) if policy.tight_crop else stored
-    shrink = _draft(image, policy, stored, taken) if policy.draft and image.format == "JPEG" else 1.0
+    width, height = image.size
+    side = min(width, height, policy.tight_crop or width)
+    shrink = _draft(image, policy, side) if policy.draft and image.format == "JPEG" else 1.0
     image.load()
+    pad_x = pad_y = 0.0
     if image.format == "TIFF" or not EXIF_KEYS.isdisjoint(image.info):
-        image = _upright(image)
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+        if orientation in SWAPPED:
+            width, height = height, width
+        image = _upright(image, orientation)
+        # libjpeg fills the last row and column up to a whole pixel of the small image; turned, they may be the first.
+        pad_x = image.width * shrink - width if orientation in MIRRORED_X else 0.0
+        pad_y = image.height * shrink - height if orientation in MIRRORED_Y else 0.0
     if image.mode not in ("L", "RGB") or "transparency" in image.info:
         image = _flatten(image, policy)
-    square = _central_square(image, taken, shrink, policy.resolution)
+    left, top = ((width - side) // 2 + pad_x) / shrink, ((height - side) // 2 + pad_y) / shrink
+    box = left, top, min(left + side / shrink, image.width), min(top + side / shrink, image.height)
+    # Pillow's filters widen with the reduction, so that bicubic downscaling is antialiased.
+    square = image.resize((policy.resolution, policy.resolution), Image.Resampling.BICUBIC, box=box)
     if square.mode != policy.mode or "icc_profile" in square.info:
         square = _to_mode(square, policy)
     return square
 
 
-def _draft(image: Image.Image, policy: DecodePolicy, stored: int, taken: int) -> float:
-    """Have libjpeg scale in the frequency domain, so that the crop still covers the resolution. Returns the factor."""
-    scaled = max(policy.resolution * stored // taken, 1)
+def _draft(image: Image.Image, policy: DecodePolicy, side: int) -> float:
+    """Have libjpeg scale in the frequency domain, while `side` pixels still cover the resolution. Returns 1 to 8."""
+    width, height = image.size
+    least = max(policy.resolution * width // side, 1), max(policy.resolution * height // side, 1)
     mode = "L" if policy.channels == 1 and not _foreign_profile(image, policy) else None
-    image.draft(mode, (scaled, scaled))
-    return stored / min(image.size)
+    drafted = image.draft(mode, least)
+    return width / drafted[1][2] if drafted else 1.0
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as the EXIF orientation says; parsing EXIF costs as much as decoding a small file."""
-    if image.getexif().get(EXIF_ORIENTATION, 1) == 1:
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    if orientation == 1:
         return image
     turned: Image.Image = ImageOps.exif_transpose(image)
     turned.info = image.info
@@ -222,15 +234,6 @@ def _flatten(image: Image.Image, policy: DecodePolicy) -> Image.Image:
     # A profile of the RGB colours still holds; one of another mode's does not fit, and is ignored further down.
     flat.info = {"icc_profile": image.info["icc_profile"]} if "icc_profile" in image.info else {}
     return flat
-
-
-def _central_square(image: Image.Image, side: int, shrink: float, resolution: int) -> Image.Image:
-    """The central `side` pixels, in pixels of the file, of an image that was decoded `shrink` times smaller."""
-    width, height = image.size
-    left, top = (round(width * shrink) - side) // 2 / shrink, (round(height * shrink) - side) // 2 / shrink
-    box = left, top, min(left + side / shrink, width), min(top + side / shrink, height)
-    # Pillow's filters widen with the reduction, so that bicubic downscaling is antialiased.
-    return image.resize((resolution, resolution), Image.Resampling.BICUBIC, box=box)
 
 
 # ---------------------------------------------------------------- colour

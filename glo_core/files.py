@@ -155,8 +155,11 @@ def digest_json(value: Any) -> str:
     return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
 
 
-def digest_file(path: Path) -> str:
-    """BLAKE2b-128 of the bytes of `path`, in hex."""
+def digest_file(place: Path | Location) -> str:
+    """BLAKE2b-128 of the bytes of a file, in hex."""
+    path = Location(place).path
+    if path is None:
+        return hashlib.blake2b(Location(place).read_bytes(), digest_size=16).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 

@@ -15,7 +15,7 @@ from glo_core.hashing import Int64Array
 from glo_core.location import Location
 from pipelines.block import Contents
 from pipelines.keys import KeyTable, halves, key_column
-from pipelines.manifest import block_path, manifest_path, read_parts, rows_of
+from pipelines.manifest import block_path, live_ids, manifest_path, read_parts, rows_of
 from pipelines.plan import Plan
 from pipelines.stage import library_versions
 
@@ -163,13 +163,6 @@ def _replaced(dataset: Location, plan: Plan, manifest: Any, snapshots: Sequence[
     return {old: new for old, new in pairs.items() if old in live}
 
 
-def live_ids(dataset: Location, ids: Int64Array, snapshots: Sequence[Mapping[str, Any]]) -> set[int]:
-    """Those of `ids` that are images of the dataset."""
-    rows = rows_of(dataset, ids, ["status"])
-    images = rows.filter(pc.equal(rows.column("status"), "image")).column("image_id").to_pylist()
-    return set(images) - {i for snapshot in snapshots for i in snapshot["removed"]}
-
-
 def _without_image(plan: Plan, manifest: Any, earlier: Earlier) -> str:
     """The complaint about the first input that never gave an image, or ""."""
     taken = manifest.filter(pc.is_null(manifest.column("reason"))).column("source").unique().to_pylist()
@@ -177,8 +170,17 @@ def _without_image(plan: Plan, manifest: Any, earlier: Earlier) -> str:
         if source not in taken and source not in earlier.sources:
             reasons = _counts(manifest.filter(pc.equal(manifest.column("source"), source)).column("reason"))
             shown = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
-            return f"input={plan.sources[source]}: none of its new files is an image ({shown}); give image files"
+            return (
+                f"input={_input(plan, source)}: none of its {reasons.total()} new files is an image ({shown}); "
+                "give a folder of image files"
+            )
     return ""
+
+
+def _input(plan: Plan, source: str) -> Location:
+    """A source as it was given: its base folder, or the container or list that lies there."""
+    base = Location(plan.sources[source])
+    return base / source if (base / source).exists() else base
 
 
 def _discard(dataset: Location, plan: Plan) -> None:

@@ -27,14 +27,11 @@ from pipelines.lease import writing
 from pipelines.manifest import part_name, part_names
 from pipelines.plan import Plan, Survey, make_plan, pending_plan
 from pipelines.removal import remove_images
-from pipelines.session import num_cpus, ray_session
+from pipelines.session import ray_session
 from pipelines.sources import find_sources
 from pipelines.stage import library_versions
 from pipelines.summary import Summary, log_pictures
 from pipelines.tracking import Tracker, TrackingConfig
-
-BLOCKS_PER_TASK = 4
-"""At most: progress is told, and Ray tries again, task by task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,10 +169,10 @@ def _decode_blocks(dataset: Location, plan: Plan, contents: Contents) -> int:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # There is one operator, and nothing to reserve for others: the reservation keeps the second core idle for a second.
+    context.op_resource_reservation_enabled = False
     tasks = [{"dataset": str(dataset), "number": plan.number, "block": block} for block in missing]
-    # Between two tasks of Ray Data a core waits about 0.1 s; so a task takes a few blocks where there are enough.
-    per_task = min(max(len(tasks) // int(2 * num_cpus()), 1), BLOCKS_PER_TASK)
-    counts = ray.data.from_items(tasks, override_num_blocks=-(-len(tasks) // per_task)).map(
+    counts = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
         functools.partial(decode_block, contents=ray.put(contents)), num_cpus=1
     )
     size = 0

@@ -1,12 +1,14 @@
 """The manifest of a dataset, one row for every file met, and where its parts lie."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from glo_core.files import open_parquet
+from glo_core.files import UserError, open_parquet
 from glo_core.hashing import Int64Array
 from glo_core.location import Location
 
@@ -79,3 +81,44 @@ def rows_of(dataset: Location, ids: Int64Array, columns: Sequence[str]) -> Any:
     parts = read_parts(dataset, names) if len(ids) else iter(())
     found = [table.filter(pc.is_in(table.column("image_id"), wanted)) for table in parts]
     return pa.concat_tables([pa.schema([MANIFEST.field(name) for name in names]).empty_table(), *found])
+
+
+# ---------------------------------------------------------------- images by id and by name
+
+
+def live_ids(dataset: Location, ids: Int64Array, snapshots: Sequence[Mapping[str, Any]]) -> set[int]:
+    """Those of `ids` that are images of the dataset."""
+    rows = rows_of(dataset, ids, ["status"])
+    images = rows.filter(pc.equal(rows.column("status"), "image")).column("image_id").to_pylist()
+    return set(images) - {i for snapshot in snapshots for i in snapshot["removed"]}
+
+
+def find_ids(dataset: Location, names: Sequence[str], snapshots: Sequence[Mapping[str, Any]]) -> Int64Array:
+    """The ids (int64, ascending) of live images that `names` give as ids or as source/path.
+
+    Raises:
+        UserError: naming the first that is none.
+    """
+    wanted = {name: int(name) for name in names if name.isdecimal()}
+    paths = {name for name in names if name not in wanted}
+    if paths:
+        wanted |= _ids_of_paths(dataset, paths)
+    live = live_ids(dataset, np.array(list(wanted.values()), np.int64), snapshots)
+    for name in names:
+        if wanted.get(name) not in live:
+            raise UserError(f"{name}: no image of {dataset}; give an id, or source/path as the manifest has them")
+    return np.array(sorted(set(wanted.values())), np.int64)
+
+
+def _ids_of_paths(dataset: Location, names: set[str]) -> dict[str, int]:
+    """The newest image of each path."""
+    found: dict[str, int] = {}
+    files = {name: tuple(os.fsencode(part) for part in name.partition("/")[::2]) for name in names}
+    for table in read_parts(dataset, ["image_id", "source", "path", "member", "status"]):
+        table = table.filter(pc.equal(table.column("status"), "image"))
+        for name, (source, path) in files.items():
+            path, _, member = path.partition(b"!") if b"!" in path else (path, b"", b"")
+            here = pc.and_(pc.equal(table.column("source"), os.fsdecode(source)), pc.equal(table.column("path"), path))
+            rows = table.filter(pc.and_(here, pc.equal(pc.fill_null(table.column("member"), b""), member)))
+            found |= {name: i for i in rows.column("image_id").to_pylist()}  # noqa: B035 - the newest
+    return found

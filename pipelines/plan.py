@@ -65,15 +65,15 @@ NO_ORDER = bytes(16)
 
 @dataclass
 class Survey:
-    """What a listing found, in files and members of containers."""
+    """What a listing found, in files; a container is one."""
 
     found: int = 0
     unchanged: int = 0
     """Known, with the bytes that they had"""
     changed: int = 0
-    """Known, with other bytes: new images"""
+    """Known, with other bytes: new images. Of containers, their members"""
     vanished: int = 0
-    """Known and not met: their rows stay"""
+    """Known and not met: their images stay. Of containers, their members"""
     changed_names: list[str] = dataclasses.field(default_factory=list)
     vanished_names: list[str] = dataclasses.field(default_factory=list)
 
@@ -292,7 +292,6 @@ class _Listing:
         except RejectedImageError:  # It gets a row of its own, and decoding says why.
             self._append(number, files, np.array([row]), keys)
             return
-        self.survey.found += len(members.names) - 1
         rows, previous = list(range(len(members.names))), None
         if again:
             rows, previous = self._changed_members(source, path, members)
@@ -326,7 +325,6 @@ class _Listing:
         }
         changed = [i for i in met if now.get(i) != hashes.get(before[members.names[i]])]
         gone = before.keys() - set(members.names)
-        self.survey.unchanged += len(met) - len(changed)
         self.survey.changed += len(changed)
         self.survey.vanished += len(gone)
         self._show(self.survey.changed_names, [shown(source.name, path, members.names[i]) for i in changed])

@@ -48,8 +48,8 @@ class Summary(NamedTuple):
     def text(self, dataset: Location) -> str:
         r = self.record()
         lines = [
-            f"found {r['found']} files: {r['files']} new, {r['unchanged']} unchanged",
-            f"of the new {r['train']} to train on, {r['holdout']} held out, {r['duplicate']} duplicate, "
+            f"found {r['found']} files, {r['unchanged']} of them unchanged",
+            f"{r['files']} new: {r['train']} to train on, {r['holdout']} held out, {r['duplicate']} duplicate, "
             f"{r['rejected']} rejected",
             *(f"rejected {count}: {reason}" for reason, count in sorted(r["reasons"].items(), key=lambda i: -i[1])),
             *self.survey.lines(),

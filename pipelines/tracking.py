@@ -97,10 +97,9 @@ class Tracker:
         uri = tracking_uri(config, root)
         for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
-        path = Location(root).path
-        local = path if uri.startswith("sqlite") else None
-        if path is not None:
-            path.mkdir(parents=True, exist_ok=True)
+        local = Path(uri.removeprefix("sqlite:///")).absolute().parent if uri.startswith("sqlite:///") else None
+        if local is not None:
+            local.mkdir(parents=True, exist_ok=True)
         mlflow.set_tracking_uri(uri)
         try:
             client = mlflow.MlflowClient()

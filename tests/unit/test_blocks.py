@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from glo_core.blocks import DatasetConfig, open_block, snapshot_digest, write_block
+from glo_core.blocks import DatasetConfig, config_record, open_block, snapshot_digest, write_block
 from glo_core.dataset import TensorImages
 from glo_core.files import UserError
 
@@ -62,13 +62,18 @@ def test_images_of_another_type_are_named() -> None:
 
 def test_a_snapshot_digest_depends_on_content_and_not_on_place() -> None:
     ids, none = np.array([0, 2], np.int64), np.array([], np.int64)
-    base = snapshot_digest("", CONFIG, ids, [b"a" * 16, b"b" * 16], none)
-    assert base == snapshot_digest("", CONFIG, ids, [b"a" * 16, b"b" * 16], none)
+    record = config_record(CONFIG)["config"]
+
+    def hashes(letters: bytes) -> np.ndarray:
+        return np.repeat(np.frombuffer(letters, np.uint8), 16).reshape(-1, 16)
+
+    base = snapshot_digest("", record, ids, hashes(b"ab"), none)
+    assert base == snapshot_digest("", record, ids, hashes(b"ab"), none)
     others = {
-        snapshot_digest("x", CONFIG, ids, [b"a" * 16, b"b" * 16], none),
-        snapshot_digest("", CONFIG, ids, [b"a" * 16, b"c" * 16], none),
-        snapshot_digest("", CONFIG, ids + 1, [b"a" * 16, b"b" * 16], none),
-        snapshot_digest("", CONFIG, ids, [b"a" * 16, b"b" * 16], ids[:1]),
-        snapshot_digest("", DatasetConfig(resolution=16), ids, [b"a" * 16, b"b" * 16], none),
+        snapshot_digest("x", record, ids, hashes(b"ab"), none),
+        snapshot_digest("", record, ids, hashes(b"ac"), none),
+        snapshot_digest("", record, ids + 1, hashes(b"ab"), none),
+        snapshot_digest("", record, ids, hashes(b"ab"), ids[:1]),
+        snapshot_digest("", record | {"resolution": 16}, ids, hashes(b"ab"), none),
     }
     assert len(others | {base}) == 6
