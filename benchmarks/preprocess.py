@@ -18,7 +18,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +65,17 @@ def bare_rate(paths: Sequence[str], side: int, mode: str, *, draft: bool, cores:
     return len(paths) / (time.perf_counter() - started)
 
 
+def quietly(call: Callable[[Any], dict[str, Any]], job: Any) -> dict[str, Any]:
+    """Run a job without its lines on the terminal."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return call(job)
+
+
 def job_rate(folder: Path, root: Path, settings: dict[str, Any]) -> float:
     """Images/s of the whole job on a new dataset."""
     job = PreprocessJob(input=(Location(folder),), dataset=Location(root / f"dataset-{time.time_ns()}"), **settings)
     started = time.perf_counter()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        summary = preprocess(job)
+    summary = quietly(preprocess, job)
     seconds = time.perf_counter() - started
     if summary["rejected"] or summary["duplicate"]:
         raise RuntimeError(f"{summary['rejected']} rejected and {summary['duplicate']} duplicate files in the input")

@@ -49,10 +49,10 @@ class Location:
     __repr__ = __str__
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Location) and str(self) == str(other)
+        return self is other or (isinstance(other, Location) and str(self) == str(other))
 
     def __hash__(self) -> int:
-        return hash(str(self))
+        return hash(self._path or self._uri)
 
     def __reduce__(self) -> tuple[type[Self], tuple[str]]:
         return type(self), (str(self),)

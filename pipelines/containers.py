@@ -14,6 +14,7 @@ from glo_core.decode import SUFFIXES, RejectedImageError
 from glo_core.location import Location
 
 TAR, PARQUET = b".tar", b".parquet"
+CONTAINER_ENDINGS = (TAR, PARQUET, TAR.upper(), PARQUET.upper())
 TAR_BUFFER = 1 << 20
 """Bytes read ahead of the tar headers: one request to an object store."""
 
@@ -31,7 +32,7 @@ class Members(NamedTuple):
 
 
 def is_container(path: bytes) -> bool:
-    return path.lower().endswith((TAR, PARQUET))
+    return path.endswith(CONTAINER_ENDINGS)
 
 
 def list_members(place: Location) -> Members:

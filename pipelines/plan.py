@@ -24,14 +24,14 @@ from glo_core.decode import RejectedImageError
 from glo_core.files import UserError, open_parquet, read_parquet, replacing
 from glo_core.hashing import Int64Array
 from glo_core.location import Location
-from pipelines.containers import Members, is_container, list_members, read_members
+from pipelines.containers import CONTAINER_ENDINGS, Members, list_members, read_members
 from pipelines.keys import file_keys, halves, key_array, key_column
 from pipelines.known import KnownFiles, content_hashes, hash_files, write_touched
 from pipelines.manifest import rows_of
 from pipelines.sources import Files, Source, find_sources, list_files, place_of
 
-BLOCK_BYTES = 128 << 20
-"""Pixels of a block at most."""
+BLOCK_BYTES, MAX_BLOCK_ROWS = 128 << 20, 1 << 16
+"""Pixels of a block at most, and images: a task's memory does not grow with the number of files."""
 MIN_BLOCK_ROWS, BLOCKS_PER_PLAN = 256, 16
 """A small plan is cut into this many blocks, so that every core has work, but not into smaller ones."""
 NAMES_SHOWN = 5
@@ -202,7 +202,8 @@ def _write(
     held_out = low / 2.0**64 < config.holdout
     del keys, order_keys, low
     new = new.combine_chunks()
-    rows = min(max(BLOCK_BYTES // config.image_bytes, 1), max(MIN_BLOCK_ROWS, -(-len(new) // BLOCKS_PER_PLAN)))
+    fair = max(MIN_BLOCK_ROWS, -(-len(new) // BLOCKS_PER_PLAN))
+    rows = min(max(BLOCK_BYTES // config.image_bytes, 1), MAX_BLOCK_ROWS, fair)
     schema = PLAN.with_metadata({"glo": json.dumps(metadata)})
     with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as file:
         for first in range(0, len(new), rows):
@@ -245,7 +246,8 @@ class _Listing:
         self.survey.found += len(files.paths)
         self.survey.unchanged += int(seen.same.sum())
         fresh, doubtful = seen.ids < 0, (seen.ids >= 0) & ~seen.same
-        for row in [int(i) for i in np.flatnonzero(fresh | doubtful) if is_container(files.paths[i])]:
+        containers = [row for row, path in enumerate(files.paths) if path.endswith(CONTAINER_ENDINGS)]
+        for row in [row for row in containers if fresh[row] or doubtful[row]]:
             self._add_container(source, number, files, row, keys, again=bool(doubtful[row]))
             if doubtful[row]:
                 write_touched(self.dataset, *_stat_of(files, keys, [row]))

@@ -4,6 +4,7 @@ A *source* is one input under a name that does not say where it lies. It is a ba
 with a path, a size and a time; a file may be a *container*, whose *members* are the images.
 """
 
+import functools
 import itertools
 import os
 import stat
@@ -253,14 +254,21 @@ class _Chunks:
 # ---------------------------------------------------------------- reading
 
 
+@functools.lru_cache(maxsize=1024)
+def _folder(base: Location) -> bytes | None:
+    """The path that local names are put behind."""
+    return os.path.join(os.fsencode(base.path), b"") if base.path else None
+
+
 def locate(base: Location, path: bytes) -> bytes | Location:
     """The file at `path` of a source: bytes for a local one, as the file system names it."""
     if b"://" in path:
         place = Location(os.fsdecode(path))
         return os.fsencode(place.path) if place.path else place
-    if base.path is None:
+    folder = _folder(base)
+    if folder is None:
         return base / os.fsdecode(path)
-    return os.path.join(bytes(base.path), path)
+    return path if path.startswith(b"/") else folder + path
 
 
 def place_of(base: Location, path: bytes) -> Location:
