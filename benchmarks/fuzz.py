@@ -2,10 +2,10 @@
 
     python -m benchmarks.fuzz --input DIR --mutations 10000
 
-Each input is a real file with some of its bytes changed, cut, repeated, exchanged with another file's, or a header field
-set to an extreme value, by a seeded generator. They are decoded one by one in child processes, each with a time limit, so
-that a crash or a hang names its file; then all of them go through one preprocessing job, whose manifest must have a row
-for every file. Anything wrong is printed with the seed of its mutation and ends the run with exit status 1.
+Each input is a real file with some of its bytes changed, cut, repeated, exchanged with another file's, or a header
+field set to an extreme value, by a seeded generator. They are decoded one by one in child processes, each with a time
+limit, so that a crash or a hang names its file; then all of them go through one preprocessing job, whose manifest must
+have a row for every file. Anything wrong is printed with the seed of its mutation and ends the run with exit status 1.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import os
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
 def mutate(files: Sequence[bytes], seed: int) -> bytes:
     """One file of `files` with one to four damages."""
     random = np.random.default_rng(seed)
-    data = bytearray(files[random.integers(len(files))])
+    data = bytearray(files[int(random.integers(len(files)))])
     for _ in range(random.integers(1, 5)):
         at, size = int(random.integers(len(data) or 1)), int(random.integers(1, 64))
         # Half of all damages fall into the first 200 bytes, where the headers are.
@@ -54,11 +55,11 @@ def mutate(files: Sequence[bytes], seed: int) -> bytes:
                 value = EXTREMES[random.integers(len(EXTREMES))]
                 width = (1, 2, 4)[random.integers(3)]
                 order = ("big", "little")[random.integers(2)]
-                data[at : at + width] = (value & (256**width - 1)).to_bytes(width, order)  # type: ignore[arg-type]
+                data[at : at + width] = (value & (256**width - 1)).to_bytes(width, order)
             case 5:
                 data[at : at + 1] = bytes([data[at] ^ (1 << int(random.integers(8)))]) if at < len(data) else b""
             case _:
-                other = files[random.integers(len(files))]
+                other = files[int(random.integers(len(files)))]
                 start = int(random.integers(len(other) or 1))
                 data[at : at + size] = other[start : start + size]
     return bytes(data)
@@ -68,6 +69,7 @@ def decode_some(
     files: Sequence[bytes], seeds: Sequence[int], policies: Sequence[DecodePolicy], now: Any, out: Any
 ) -> None:
     """Decode mutations in this process, saying before each one which it is."""
+    warnings.simplefilter("ignore")
     for seed in seeds:
         now.value = seed
         data, started, outcome = mutate(files, seed), time.perf_counter(), "image"
@@ -87,9 +89,7 @@ def decode_all(files: Sequence[bytes], count: int, cores: int) -> tuple[collecti
     context = multiprocessing.get_context("spawn")
     outcomes, longest, wrong = collections.Counter[str](), 0.0, list[str]()
     pending = [list(range(first, count, cores)) for first in range(cores)]
-    workers: list[Any] = []
-    for seeds in pending:
-        workers.append(_start(context, files, seeds, policies))
+    workers = [_start(context, files, seeds, policies) for seeds in pending]
     while workers:
         for worker in list(workers):
             process, now, out, seeds, last = worker
@@ -138,9 +138,8 @@ def run_job(files: Sequence[bytes], count: int) -> tuple[int, collections.Counte
         names = sorted(int(Path(os.fsdecode(row["path"])).stem) for row in rows)
         if names != list(range(count)):
             wrong.append(f"{len(rows)} rows of the manifest for {count} files")
-        for row in rows:
-            if row["status"] == "rejected" and row["reason"] not in REASONS:
-                wrong.append(f"{row['path']!r}: reason {row['reason']!r} is not of the list")
+        unknown = [row for row in rows if row["status"] == "rejected" and row["reason"] not in REASONS]
+        wrong += [f"{row['path']!r}: reason {row['reason']!r} is not of the list" for row in unknown]
         if summary["files"] != count:
             wrong.append(f"the summary has {summary['files']} files of {count}")
         return len(rows), collections.Counter(row["reason"] or row["status"] for row in rows), wrong

@@ -2,10 +2,10 @@
 
     python -m benchmarks.kills --input DIR --kills 20
 
-One Ray head serves all runs. Each time the job starts on a new dataset directory; at a random moment between the creation
-of the directory and the end that the undisturbed run needed, its driver, or one of its workers, is killed; then the same
-command is run to its end, and every file of blocks/, manifest/ and plans/ is compared byte by byte, and the snapshot by
-its digest, ids and blocks.
+One Ray head serves all runs. Each time the job starts on a new dataset directory; at a random moment between the
+creation of the directory and the end that the undisturbed run needed, its driver, or one of its workers, is killed;
+then the same command is run to its end, and every file of blocks/, manifest/ and plans/ is compared byte by byte, and
+the snapshot by its digest, ids and blocks.
 """
 
 import argparse

@@ -2,10 +2,10 @@
 
     python -m benchmarks.listing --files 100000 1000000
 
-Each size runs in a process of its own against a new dataset, so that its peak is its own: the resident memory at the
+Each size runs in a process of its own against a new dataset, so that its peak is its own: the resident memory at its
 highest, as the kernel counts it, of the driver and of the largest worker. The folder is listed and planned, decoded and
-committed, and listed once more with nothing new. What grows with the number of files is told in bytes per file, from the
-two sizes. The images are 8 x 8 grey PNG files, all different.
+committed, and listed once more with nothing new. What grows with the number of files is told in bytes per file, from
+the two sizes. The images are 8 x 8 grey PNG files, all different.
 """
 
 import argparse
@@ -94,8 +94,9 @@ def main() -> None:
             process.join()
             r = results[-1]
             print(
-                f"{r['files']} files: driver {r['driver'] / 2**20:.0f} MiB at its peak ({r['start'] / 2**20:.0f} before), "
-                f"a task {r['task'] / 2**20:.0f} MiB; first run {r['first_s']:.1f} s, second {r['second_s']:.1f} s",
+                f"{r['files']} files: driver {r['driver'] / 2**20:.0f} MiB at its peak "
+                f"({r['start'] / 2**20:.0f} before), a task {r['task'] / 2**20:.0f} MiB; "
+                f"first run {r['first_s']:.1f} s, second {r['second_s']:.1f} s",
                 flush=True,
             )
     small, large = results

@@ -8,6 +8,7 @@ leave the task that decodes them; it returns one row of counts.
 
 import dataclasses
 import functools
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -166,6 +167,9 @@ def _decode_blocks(dataset: Location, plan: Plan, contents: Contents) -> int:
     missing = [block for block in range(plan.blocks) if f"{part_name(plan.number, block)}.parquet" not in done]
     if not missing:
         return 0
+    # Our own bar tells as much as Ray Data's lines about progress; its warnings stay.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
