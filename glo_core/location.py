@@ -2,9 +2,10 @@
 
 import functools
 import io
+import secrets
 from pathlib import Path
-from typing import Any, Self
-from urllib.parse import urlsplit
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
 import pyarrow.fs as pafs
 
@@ -17,8 +18,13 @@ class Location:
     """
 
     __slots__ = ("_path", "_uri")
+    _path: Path | None
+    _uri: SplitResult | None
 
     def __init__(self, place: "str | Path | Location") -> None:
+        if isinstance(place, Location):
+            self._path, self._uri = place._path, place._uri
+            return
         text = str(place).removeprefix("file://")
         self._uri = urlsplit(text) if "://" in text else None
         self._path = None if self._uri else Path(text)
@@ -54,8 +60,11 @@ class Location:
     def __hash__(self) -> int:
         return hash(self._path or self._uri)
 
-    def __reduce__(self) -> tuple[type[Self], tuple[str]]:
-        return type(self), (str(self),)
+    def __getstate__(self) -> tuple[Path | None, SplitResult | None]:
+        return self._path, self._uri
+
+    def __setstate__(self, state: tuple[Path | None, SplitResult | None]) -> None:
+        self._path, self._uri = state
 
     def absolute(self) -> "Location":
         return Location(self._path.absolute()) if self._path else self
@@ -99,7 +108,7 @@ class Location:
 
         if self._path:
             # A file of no bytes cannot be mapped.
-            return pa.memory_map(str(self._path)) if self._path.stat().st_size else pa.BufferReader(b"")
+            return pa.memory_map(bytes(self._path)) if self._path.stat().st_size else pa.BufferReader(b"")
         fs, path = self.file_system()
         return fs.open_input_file(path)
 
@@ -112,13 +121,18 @@ class Location:
     # ---------------------------------------------------------------- writing
 
     def put(self, data: bytes | Path) -> None:
-        """Write a remote object: bytes, or a local file's, in one upload that becomes visible at its end."""
+        """Write a remote object: bytes, or a local file's, visible only when it is whole."""
         fs, path = self.file_system()
-        with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as source:
-            sink = fs.open_output_stream(path)
+        # pyarrow publishes what a stream holds when the stream is dropped, even after an error; so a name that no
+        # reader looks at comes first, and the store itself copies it.
+        temporary = f"{path.rpartition('/')[0]}/.{self.name}.tmp-{secrets.token_hex(8)}"
+        with (
+            io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as source,
+            fs.open_output_stream(temporary) as sink,
+        ):
             while chunk := source.read(16 << 20):
                 sink.write(chunk)
-            sink.close()  # Not in a `with`: after an error that would publish what was written so far.
+        fs.move(temporary, path)
 
     def unlink(self) -> None:
         """Delete the file; one that is not there is no error."""
@@ -147,8 +161,11 @@ class Location:
         return self._uri.path.rstrip("/")
 
     def _at(self, path: str) -> "Location":
+        """Another path of the same store; not parsed, since `#` and `?` are letters like others in a key."""
         assert self._uri is not None
-        return Location(self._uri._replace(path=path).geturl())
+        place = object.__new__(Location)
+        place._path, place._uri = None, self._uri._replace(path=path)
+        return place
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:

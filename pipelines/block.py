@@ -75,6 +75,8 @@ def decode_block(task: dict[str, Any], contents: Any) -> dict[str, Any]:
         return _decode_block(dataset, number, block, contents)._asdict()
     except UserError as error:  # An exception of a task would reach the user as Ray's traceback.
         return Done(0, 0, str(error))._asdict()
+    except OSError as error:
+        return Done(0, 0, f"{error.filename or dataset}: {error.strerror or ' '.join(str(error).split())}")._asdict()
 
 
 def _decode_block(dataset: Location, number: int, block: int, reference: Any) -> Done:
@@ -136,11 +138,14 @@ def _read_all(files: Any, bases: dict[str, str]) -> Iterator[tuple[int, Content]
 def _read(base: Location, path: bytes, size: int) -> Content:
     try:
         if is_container(path):  # Without a member, since there was none when it was listed: say why.
-            list_members(place_of(base, path))
-            raise RejectedImageError("broken container", "changed since it was listed")
+            members = list_members(place_of(base, path))
+            detail = f"damaged behind {len(members.names)} images" if members.damaged else "changed since it was listed"
+            raise RejectedImageError("broken container", detail)
         return read_file(base, path, size)
     except RejectedImageError as error:
         return error
+    except ValueError as error:  # A line of a list that is no URI
+        return RejectedImageError("missing", str(error))
 
 
 def _read_container(

@@ -16,7 +16,7 @@ from glo_core.location import Location
 from pipelines.block import Contents
 from pipelines.keys import KeyTable, halves, key_column
 from pipelines.manifest import block_path, live_ids, manifest_path, read_parts, rows_of
-from pipelines.plan import Plan
+from pipelines.plan import Plan, plan_names
 from pipelines.stage import library_versions
 
 
@@ -29,18 +29,20 @@ class Earlier(NamedTuple):
 
     contents: Contents
     sources: frozenset[str]
-    """Sources that gave an image"""
+    """Sources that gave an image, or a duplicate of one"""
 
     @classmethod
     def read(cls, dataset: Location, snapshots: Sequence[Mapping[str, Any]]) -> "Earlier":
-        # Bytes that a file no longer has may come back as a new image.
-        replaced = np.array([int(i) for s in snapshots for i in s.get("replaced", {})], np.int64)
+        # Bytes that no file has any more may come back as a new image; a late duplicate never held them.
+        gone = np.array([int(i) for s in snapshots for i in (*s.get("replaced", {}), *s["duplicate_of"])], np.int64)
         sources: set[str] = set()
         ids, hashes = [np.empty(0, np.int64)], [np.empty((0, 16), np.uint8)]
         for table in read_parts(dataset, ["image_id", "source", "content_hash", "status"], before=len(snapshots) + 1):
+            sources.update(
+                table.filter(pc.not_equal(table.column("status"), "rejected")).column("source").unique().to_pylist()
+            )
             images = table.filter(pc.equal(table.column("status"), "image"))
-            sources.update(images.column("source").unique().to_pylist())
-            kept = ~np.isin(images.column("image_id").to_numpy(), replaced)
+            kept = ~np.isin(images.column("image_id").to_numpy(), gone)
             ids.append(images.column("image_id").to_numpy()[kept])
             hashes.append(key_column(images.column("content_hash"))[kept])
         return cls(Contents(halves(np.concatenate(hashes)), np.concatenate(ids)), frozenset(sources))
@@ -153,14 +155,43 @@ def _late_duplicates(ids: Int64Array, hashes: Any) -> dict[int, int]:
 
 
 def _replaced(dataset: Location, plan: Plan, manifest: Any, snapshots: Sequence[Mapping[str, Any]]) -> dict[int, int]:
-    """Live images whose file now holds another one: old id -> new id."""
-    table = read_parquet(plan.path, ["image_id", "previous_id"])
-    changed = table.filter(pc.is_valid(table.column("previous_id")))
-    readable = manifest.filter(pc.not_equal(manifest.column("status"), "rejected")).column("image_id")
-    changed = changed.filter(pc.is_in(changed.column("image_id"), pa.array(readable.to_pylist(), pa.int64())))
-    pairs = dict(zip(changed.column("previous_id").to_pylist(), changed.column("image_id").to_pylist(), strict=True))
-    live = live_ids(dataset, np.array(list(pairs), np.int64), snapshots)
-    return {old: new for old, new in pairs.items() if old in live}
+    """Live images whose file now holds another one, and whose bytes no other file has: old id -> new id."""
+    previous = _previous_ids(dataset)
+    readable = manifest.filter(pc.not_equal(manifest.column("status"), "rejected")).column("image_id").to_pylist()
+    candidates = {new: _chain(previous, new) for new in readable if new in previous}
+    olds = np.array([old for chain in candidates.values() for old in chain], np.int64)
+    live = live_ids(dataset, olds, snapshots)
+    held: set[int] = set()
+    for table in read_parts(dataset, ["duplicate_of"]):
+        held.update(table.column("duplicate_of").drop_null().to_pylist())
+    held.update(int(i) for snapshot in snapshots for i in snapshot["duplicate_of"].values())
+    replaced = {}
+    for new, chain in candidates.items():
+        newest = next((old for old in chain if old in live), None)
+        if newest is not None and newest not in held:
+            replaced[newest] = new
+    return replaced
+
+
+def _previous_ids(dataset: Location) -> dict[int, int]:
+    """Of every id dealt to a file whose bytes changed, the id that the file had before."""
+    pairs: dict[int, int] = {}
+    for name in plan_names(dataset):
+        file = open_parquet(dataset / "plans" / name)
+        if "previous_id" in file.schema_arrow.names:
+            table = file.read(["image_id", "previous_id"])
+            table = table.filter(pc.is_valid(table.column("previous_id")))
+            pairs |= dict(zip(*(table.column(n).to_pylist() for n in table.column_names), strict=True))
+    return pairs
+
+
+def _chain(previous: Mapping[int, int], image_id: int) -> list[int]:
+    """The earlier ids of a file, newest first."""
+    chain = []
+    while image_id in previous:
+        image_id = previous[image_id]
+        chain.append(image_id)
+    return chain
 
 
 def _without_image(plan: Plan, manifest: Any, earlier: Earlier) -> str:

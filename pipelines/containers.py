@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from glo_core.decode import SUFFIXES, RejectedImageError
+from glo_core.decode import SUFFIXES, Reason, RejectedImageError
 from glo_core.location import Location
 
 TAR, PARQUET = b".tar", b".parquet"
@@ -29,6 +29,8 @@ class Members(NamedTuple):
     lengths: list[int]
     """Bytes of a tar member; -1 in a table, where only reading tells"""
     labels: list[str | None]
+    damaged: bool = False
+    """Something behind these cannot be read"""
 
 
 def is_container(path: bytes) -> bool:
@@ -49,14 +51,22 @@ def list_members(place: Location) -> Members:
     except PermissionError as error:
         raise RejectedImageError("unreadable", error.strerror or "") from None
     except (tarfile.TarError, pa.ArrowException, OSError, EOFError, ValueError) as error:
-        raise RejectedImageError("broken container", str(error)) from None
-    if not members.names:
+        raise RejectedImageError(_failure(place, error), str(error)) from None
+    if not members.names and not members.damaged:
         raise RejectedImageError("no image inside")
     return members
 
 
-def read_members(place: Location, starts: Sequence[int], lengths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
-    """The bytes of some members, in the order in which they lie: (index into `starts`, bytes).
+def _failure(place: Location, error: Exception) -> Reason:
+    """A store that does not answer for a moment is no damage."""
+    lost = isinstance(error, OSError) and not isinstance(error, pa.ArrowException) and place.remote
+    return "unreadable" if lost else "broken container"
+
+
+def read_members(
+    place: Location, starts: Sequence[int], lengths: Sequence[int]
+) -> Iterator[tuple[int, bytes | RejectedImageError]]:
+    """The bytes of some members, in the order in which they lie: (index into `starts`, what reading gave).
 
     Raises:
         RejectedImageError: if the container is gone or damaged, at the first member concerned.
@@ -72,7 +82,7 @@ def read_members(place: Location, starts: Sequence[int], lengths: Sequence[int])
     except FileNotFoundError:
         raise RejectedImageError("missing") from None
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise RejectedImageError("broken container", str(error)) from None
+        raise RejectedImageError(_failure(place, error), str(error)) from None
 
 
 # ---------------------------------------------------------------- tar
@@ -92,11 +102,14 @@ def _list_tar(place: Location) -> Members:
                 images.append((name, member.offset_data, member.size))
             elif ending == b".cls" and (content := archive.extractfile(member)) is not None:
                 labels[_sample(name)] = content.read(256).decode(errors="replace").strip()
+        # The archive ends with a block of zeros. tarfile also stops, without a word, at a header that is damaged.
+        damaged = file.size() > archive.offset and any(file.read_at(512, archive.offset))
     return Members(
         [name for name, _, _ in images],
         [start for _, start, _ in images],
         [length for _, _, length in images],
         [labels.get(_sample(name)) for name, _, _ in images],
+        damaged,
     )
 
 
@@ -129,6 +142,7 @@ def _image_column(schema: Any) -> str:
     names = [
         name for name, feature in declared.items() if isinstance(feature, dict) and feature.get("_type") == "Image"
     ]
+    names = [name for name in names if name in schema.names and _holds_bytes(schema.field(name).type)]
     names += [field.name for field in schema if _holds_bytes(field.type)]
     names += [field.name for field in schema if _is_bytes(field.type)]
     for name in names:
@@ -142,10 +156,12 @@ def _is_bytes(kind: Any) -> bool:
 
 
 def _holds_bytes(kind: Any) -> bool:
-    return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and _is_bytes(kind.field("bytes").type)
 
 
-def _read_rows(place: Location, rows: Sequence[int], order: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+def _read_rows(
+    place: Location, rows: Sequence[int], order: Sequence[int]
+) -> Iterator[tuple[int, bytes | RejectedImageError]]:
     file = pq.ParquetFile(place.open())
     column, first, place_in_order = _image_column(file.schema_arrow), 0, 0
     for group in range(file.metadata.num_row_groups):
@@ -155,7 +171,12 @@ def _read_rows(place: Location, rows: Sequence[int], order: Sequence[int]) -> It
             wanted.append(order[place_in_order])
             place_in_order += 1
         if wanted:
-            values = file.read_row_group(group, [column]).column(0)
+            try:
+                values = file.read_row_group(group, [column]).column(0)
+            except (pa.ArrowException, OSError) as error:  # The other groups may be whole.
+                failure = RejectedImageError(_failure(place, error), f"row group {group}: {error}")
+                yield from ((index, failure) for index in wanted)
+                wanted = []
             for index in wanted:
                 value = values[rows[index] - first].as_py()
                 yield index, (value.get("bytes") if isinstance(value, dict) else value) or b""

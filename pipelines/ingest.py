@@ -6,11 +6,12 @@ The plan is written before anything is decoded, so that an interrupted run goes 
 leave the task that decodes them; it returns one row of counts.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -77,14 +78,19 @@ def preprocess(job: PreprocessJob) -> dict[str, Any]:
     given = [str(source.given) for source in find_sources(inputs, {})]  # A mistake leaves no trace.
     _check_config(dataset, config)
     started = time.perf_counter()
-    with writing(dataset):
+    with writing(dataset) as still_held, _no_trace_of_a_mistake(dataset):
         _create(dataset, config)
+        snapshots = read_snapshots(dataset)
+        plan = pending_plan(dataset, len(snapshots))
         if job.remove:
+            if plan is not None:
+                raise UserError(
+                    f"{dataset}: an interrupted run is not finished; run it again without --remove, then remove"
+                )
             removed = remove_images(dataset, job.remove)
             if not inputs:
                 return removed
-        snapshots = read_snapshots(dataset)
-        plan = pending_plan(dataset, len(snapshots))
+            snapshots = read_snapshots(dataset)
         if plan is not None:
             print(f"preprocess: going on with plan {plan.number:06d} of {plan.rows} files", flush=True)
         else:
@@ -93,7 +99,7 @@ def preprocess(job: PreprocessJob) -> dict[str, Any]:
         if plan is None:
             _say_nothing_new(dataset, inputs, survey)
             return {}
-        summary, complaint = _run_plan(job, dataset, config, plan, snapshots, started)
+        summary, complaint = _run_plan(job, dataset, config, plan, snapshots, started, still_held)
     print(summary.text(dataset), flush=True)
     if complaint:
         raise UserError(f"{complaint} (the other inputs are in the dataset)")
@@ -110,6 +116,7 @@ def _run_plan(
     plan: Plan,
     snapshots: Sequence[Mapping[str, Any]],
     started: float,
+    still_held: Callable[[], None],
 ) -> tuple[Summary, str]:
     """Decode what is left of a plan and commit it, in one MLflow run."""
     tracker = Tracker.start(job, dataset.parent, name="preprocess")
@@ -119,6 +126,7 @@ def _run_plan(
         earlier = Earlier.read(dataset, snapshots)
         with ray_session():
             size = _decode_blocks(dataset, plan, earlier.contents)
+        still_held()
         snapshot, complaint = commit(dataset, plan, snapshots, earlier, tracker.run_id)
         summary = Summary(snapshot, plan.survey, time.perf_counter() - started, size)
         tracker.metrics(summary.metrics())
@@ -140,6 +148,17 @@ def _check_config(dataset: Location, config: DatasetConfig) -> None:
             f"{dataset}: was made with another configuration ({'; '.join(changed)}); "
             "give another --dataset, or the old values"
         )
+
+
+@contextlib.contextmanager
+def _no_trace_of_a_mistake(dataset: Location) -> Iterator[None]:
+    """After a user's error in a first run, forget the configuration, so that another can be given."""
+    try:
+        yield
+    except UserError:
+        if not (dataset / "plans").names() and not (dataset / "snapshots").names():
+            (dataset / "dataset.json").unlink()
+        raise
 
 
 def _create(dataset: Location, config: DatasetConfig) -> None:

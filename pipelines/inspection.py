@@ -32,8 +32,8 @@ class InspectJob(Config):
     """Read every block and every row of the manifest, and check one against the other"""
     export: str = ""
     """Write one image as a PNG file: an id, or source/path as the manifest has them"""
-    output: Path = Path()
-    """Folder that the exported image is written to"""
+    output: Path | None = None
+    """Folder that the exported image is written to (default: the working directory)"""
 
 
 def inspect_dataset(job: InspectJob) -> None:
@@ -47,7 +47,7 @@ def inspect_dataset(job: InspectJob) -> None:
         raise UserError(f"{dataset}: no dataset here (dataset.json is missing); jobs/preprocess.py makes one")
     config, snapshots = read_config(dataset), read_snapshots(dataset)
     if job.export:
-        print(export(dataset, config, snapshots, job.export, job.output))
+        print(export(dataset, config, snapshots, job.export, job.output or Path.cwd()))
         return
     for line in describe(dataset, config, snapshots):
         print(line)

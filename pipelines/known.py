@@ -1,5 +1,6 @@
 """The files that a dataset knows from earlier plans, and what has become of them since."""
 
+import functools
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from glo_core.hashing import Int64Array
 from glo_core.location import Location
 from pipelines.keys import Keys, KeyTable, file_keys, halves, key_array, key_column
 from pipelines.manifest import read_parts, rows_of
-from pipelines.sources import read_file
+from pipelines.sources import place_of, read_file
 
 Mask = npt.NDArray[np.bool_]
 TOUCHED = pa.schema([("key", pa.binary(16)), ("bytes", pa.int64()), ("mtime_ns", pa.int64())])
@@ -34,7 +35,7 @@ class Seen(NamedTuple):
 
 
 class KnownFiles:
-    """Every file planned before, under its newest size and time: 54 bytes of memory each."""
+    """Every file planned before, under its newest size and time: 71 bytes of memory each."""
 
     def __init__(
         self,
@@ -43,9 +44,10 @@ class KnownFiles:
         sizes: Int64Array,
         mtimes_ns: Int64Array,
         sources: npt.NDArray[np.int32],
+        is_member: Mask,
     ) -> None:
         """Take columns in the order of ids; of equal keys the last row counts."""
-        self.table = KeyTable(keys, keep_last=True)
+        self.table, self._keys, self._is_member = KeyTable(keys, keep_last=True), keys, is_member
         self.ids, self.sizes, self.mtimes_ns, self.sources = ids, sizes, mtimes_ns, sources
         self._seen: Mask = np.zeros(len(ids), np.bool_)
         self._forgotten: Mask = np.zeros(len(ids), np.bool_)
@@ -60,18 +62,20 @@ class KnownFiles:
         files = [open_parquet(dataset / "plans" / name) for name in plans]
         rows = sum(file.metadata.num_rows for file in files)
         keys, columns = np.empty((rows, 2), np.uint64), np.empty((3, rows), np.int64)
-        source, first = np.empty(rows, np.int32), 0
+        source, is_member, first = np.empty(rows, np.int32), np.zeros(rows, np.bool_), 0
         for file in files:
-            key = "key" if "key" in file.schema_arrow.names else "path"
+            more = ["key", "start"] if "key" in file.schema_arrow.names else ["path"]
             for group in range(file.num_row_groups):
-                table = file.read_row_group(group, ["image_id", "bytes", "mtime_ns", "source", key])
+                table = file.read_row_group(group, ["image_id", "bytes", "mtime_ns", "source", *more])
                 part = slice(first, first + len(table))
                 keys[part] = _keys_of(table, seed)
                 for column, name in zip(columns, ("image_id", "bytes", "mtime_ns"), strict=True):
                     column[part] = table.column(name).to_numpy()
                 source[part] = _numbered(table.column("source"), sources)
+                if "start" in more:
+                    is_member[part] = np.asarray(table.column("start").is_valid())
                 first += len(table)
-        known = cls(keys, columns[0], columns[1], columns[2], source)
+        known = cls(keys, columns[0], columns[1], columns[2], source, is_member)
         if (dataset / "touched.parquet").exists():
             touched = read_parquet(dataset / "touched.parquet")
             found = known.table.look_up(halves(key_column(touched.column("key"))))
@@ -97,8 +101,14 @@ class KnownFiles:
         return Seen(ids, same)
 
     def forget(self, ids: Int64Array) -> None:
-        """Treat the files of these ids as never met."""
-        self._forgotten[np.isin(self.ids, ids)] = True
+        """Treat the files of these ids as never met, unless a later row has taken their place."""
+        rows = np.flatnonzero(np.isin(self.ids, ids))
+        newest = self.table.look_up(self._keys[rows])
+        self._forgotten[newest[(newest == rows) | self._is_member[rows]]] = True
+
+    def is_known(self, keys: Keys) -> Mask:
+        """Whether there is any row of each key, forgotten or not."""
+        return self.table.look_up(keys) >= 0
 
     def vanished(self, sources: Sequence[int]) -> Int64Array:
         """Ids of the files of `sources` that were not met."""
@@ -123,10 +133,18 @@ def _numbered(names: Any, numbers: dict[str, int]) -> npt.NDArray[np.int32]:
 # ---------------------------------------------------------------- where size and time cannot tell
 
 
-def write_touched(dataset: Location, keys: bytes, sizes: Int64Array, mtimes_ns: Int64Array) -> None:
-    """Remember the new size and time of files whose bytes are the old ones, so as not to read them again."""
+def write_touched(dataset: Location, touched: Sequence[tuple[bytes, Int64Array, Int64Array]]) -> None:
+    """Remember the new size and time of files whose bytes are the old ones, so as not to read them again.
+
+    Args:
+        touched: keys, sizes, times.
+    """
+    if not touched:
+        return
     place = dataset / "touched.parquet"
-    table = pa.table([key_array(keys), sizes, mtimes_ns], schema=TOUCHED)
+    keys, sizes, mtimes = zip(*touched, strict=True)
+    columns = [key_array(b"".join(keys)), np.concatenate(sizes), np.concatenate(mtimes)]
+    table = pa.table(columns, schema=TOUCHED)
     if place.exists():
         older = read_parquet(place)
         table = pa.concat_tables([older.filter(pc.invert(pc.is_in(older.column("key"), table.column("key")))), table])
@@ -163,19 +181,21 @@ def ids_to_retry(dataset: Location, snapshots: Sequence[Mapping[str, Any]], *, e
     if not everything and not unread & {reason for snapshot in snapshots for reason in snapshot["rejected"]}:
         return np.empty(0, np.int64)
     bases = {name: Location(base) for name, base in snapshots[-1]["sources"].items()} if snapshots else {}
+    can_be_read = functools.cache(lambda source, path: _can_be_read(bases[source], path))
     ids: list[int] = []
     for table in read_parts(dataset, ["image_id", "source", "path", "status", "reason"]):
         ids += [
             row["image_id"]
             for row in table.filter(pc.equal(table.column("status"), "rejected")).to_pylist()
-            if everything or (row["reason"] in unread and _can_be_read(bases[row["source"]], row["path"]))
+            if everything or (row["reason"] in unread and can_be_read(row["source"], row["path"]))
         ]
     return np.array(ids, np.int64)
 
 
 def _can_be_read(base: Location, path: bytes) -> bool:
     try:
-        read_file(base, path)
-    except RejectedImageError:
+        with place_of(base, path).open() as file:
+            file.read(1)
+    except (OSError, ValueError):
         return False
     return True

@@ -7,7 +7,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from glo_core.files import UserError, locked
 from glo_core.location import Location
@@ -19,8 +19,10 @@ SETTLES_AFTER_S = 1.0
 
 
 @contextlib.contextmanager
-def writing(dataset: Location) -> Iterator[None]:
+def writing(dataset: Location) -> Iterator[Callable[[], None]]:
     """Keep other writers out of `dataset` for the length of the block.
+
+    Yields a function that raises a `UserError` if a lease was lost: call it before anything is committed.
 
     Raises:
         UserError: if another live process holds it. A dead one's lock does not hold: on a disk at once, in an object
@@ -28,29 +30,41 @@ def writing(dataset: Location) -> Iterator[None]:
     """
     if dataset.path is not None:
         with locked(dataset.path):
-            yield
+            yield lambda: None
         return
     place, stop = dataset / ".lock", threading.Event()
     mine = {"holder": f"process {os.getpid()} on {socket.gethostname()}", "token": secrets.token_hex(16)}
+
+    def still_held() -> None:
+        held = _read(place)
+        if held is None or held["token"] != mine["token"]:
+            raise UserError(f"{dataset}: in use by {held['holder'] if held else 'another process'}; wait for it to end")
+
     _wait_until_free(dataset, place)
     _renew(place, mine)
     time.sleep(SETTLES_AFTER_S)
-    if (held := _read(place)) is None or held["token"] != mine["token"]:
-        raise UserError(f"{dataset}: in use by {held['holder'] if held else 'another process'}; wait for it to end")
-    keeper = threading.Thread(target=_keep, args=(place, mine, stop), daemon=True)
+    still_held()
+    keeper = threading.Thread(target=_keep, args=(place, mine, stop, still_held), daemon=True)
     keeper.start()
     try:
-        yield
+        yield still_held
     finally:
         stop.set()
         keeper.join()
-        place.unlink()
+        with contextlib.suppress(UserError):  # One that was lost is another's.
+            still_held()
+            place.unlink()
 
 
-def _keep(place: Location, mine: dict[str, str], stop: threading.Event) -> None:
+def _keep(place: Location, mine: dict[str, str], stop: threading.Event, still_held: Callable[[], None]) -> None:
     while not stop.wait(RENEWED_EVERY_S):
-        with contextlib.suppress(OSError):  # A store that is away for a moment: the lease lasts four times as long.
+        try:
+            still_held()
             _renew(place, mine)
+        except OSError:  # A store that is away for a moment: the lease lasts four times as long.
+            continue
+        except UserError:  # Whoever commits next is told.
+            return
 
 
 def _renew(place: Location, mine: dict[str, str]) -> None:

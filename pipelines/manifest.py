@@ -93,32 +93,40 @@ def live_ids(dataset: Location, ids: Int64Array, snapshots: Sequence[Mapping[str
     return set(images) - {i for snapshot in snapshots for i in snapshot["removed"]}
 
 
-def find_ids(dataset: Location, names: Sequence[str], snapshots: Sequence[Mapping[str, Any]]) -> Int64Array:
-    """The ids (int64, ascending) of live images that `names` give as ids or as source/path.
+def find_ids(
+    dataset: Location, names: Sequence[str], snapshots: Sequence[Mapping[str, Any]], *, removed_too: bool = False
+) -> Int64Array:
+    """The ids (int64, ascending) of live images that `names` give as ids or as source/path or source/path!member.
+
+    Args:
+        removed_too: accept images that are removed already, and leave them out.
 
     Raises:
         UserError: naming the first that is none.
     """
-    wanted = {name: int(name) for name in names if name.isdecimal()}
-    paths = {name for name in names if name not in wanted}
-    if paths:
-        wanted |= _ids_of_paths(dataset, paths)
-    live = live_ids(dataset, np.array(list(wanted.values()), np.int64), snapshots)
+    wanted = {name: [int(name)] for name in names if name.isdecimal()}
+    wanted |= _ids_of_paths(dataset, [name for name in names if name not in wanted])
+    asked = np.array([image_id for ids in wanted.values() for image_id in ids], np.int64)
+    live = live_ids(dataset, asked, snapshots)
+    known = live_ids(dataset, asked, ()) if removed_too else live
     for name in names:
-        if wanted.get(name) not in live:
+        if not known.intersection(wanted[name]):
             raise UserError(f"{name}: no image of {dataset}; give an id, or source/path as the manifest has them")
-    return np.array(sorted(set(wanted.values())), np.int64)
+    newest = [max(live.intersection(wanted[name]), default=-1) for name in names]
+    return np.array(sorted({image_id for image_id in newest if image_id >= 0}), np.int64)
 
 
-def _ids_of_paths(dataset: Location, names: set[str]) -> dict[str, int]:
-    """The newest image of each path."""
-    found: dict[str, int] = {}
-    files = {name: tuple(os.fsencode(part) for part in name.partition("/")[::2]) for name in names}
-    for table in read_parts(dataset, ["image_id", "source", "path", "member", "status"]):
+def _ids_of_paths(dataset: Location, names: Sequence[str]) -> dict[str, list[int]]:
+    """Every image that each path ever was."""
+    found: dict[str, list[int]] = {name: [] for name in names}
+    for table in read_parts(dataset, ["image_id", "source", "path", "member", "status"]) if names else ():
         table = table.filter(pc.equal(table.column("status"), "image"))
-        for name, (source, path) in files.items():
-            path, _, member = path.partition(b"!") if b"!" in path else (path, b"", b"")
-            here = pc.and_(pc.equal(table.column("source"), os.fsdecode(source)), pc.equal(table.column("path"), path))
-            rows = table.filter(pc.and_(here, pc.equal(pc.fill_null(table.column("member"), b""), member)))
-            found |= {name: i for i in rows.column("image_id").to_pylist()}  # noqa: B035 - the newest
+        for name in names:
+            source, _, path = (os.fsencode(part) for part in name.partition("/"))
+            whole, _, member = path.rpartition(b"!")
+            column = table.column("member")
+            alone = pc.and_(pc.equal(table.column("path"), path), pc.is_null(column))
+            inside = pc.and_(pc.equal(table.column("path"), whole), pc.fill_null(pc.equal(column, member), False))
+            here = pc.and_(pc.equal(table.column("source"), os.fsdecode(source)), pc.or_(alone, inside))
+            found[name] += table.filter(here).column("image_id").to_pylist()
     return found

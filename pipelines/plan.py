@@ -168,7 +168,7 @@ def make_plan(
     numbers: dict[str, int] = {}
     known = KnownFiles.read(dataset, plans, config.seed, numbers)
     known.forget(retry)
-    listing = _Listing(dataset, config.seed, known, numbers)
+    listing = _Listing(dataset, config.seed, known, numbers, frozenset(retry.tolist()))
     for source in sources:
         listing.add(source)
     gone = known.vanished([numbers[source.name] for source in sources])
@@ -176,9 +176,10 @@ def make_plan(
     survey.vanished += len(gone)
     survey.vanished_names += _names_of(dataset, gone[:NAMES_SHOWN])
     new = pa.concat_tables(listing.new) if listing.new else NEW.empty_table()
-    next_id = known.next_id
+    next_id, touched = known.next_id, listing.touched
     del listing, known
     if not len(new):
+        write_touched(dataset, touched)
         return survey, None
     metadata = {
         "sources": names,
@@ -188,6 +189,7 @@ def make_plan(
     }
     path = plan_path(dataset, number)
     _write(path, new, list(numbers), next_id, config, metadata)
+    write_touched(dataset, touched)  # After the plan: what it says is known must be in a plan.
     return survey, read_plan(path)
 
 
@@ -222,25 +224,41 @@ def _write(
 class _Listing:
     """Compares what is listed with what is known, and collects what is new."""
 
-    def __init__(self, dataset: Location, seed: int, known: KnownFiles, numbers: dict[str, int]) -> None:
-        self.dataset, self.seed, self.known, self.numbers = dataset, seed, known, numbers
+    def __init__(
+        self, dataset: Location, seed: int, known: KnownFiles, numbers: dict[str, int], retry: frozenset[int]
+    ) -> None:
+        self.dataset, self.seed, self.known, self.numbers, self.retry = dataset, seed, known, numbers, retry
         self.new: list[Any] = []
+        self.touched: list[tuple[bytes, Int64Array, Int64Array]] = []
         self.survey = Survey()
 
     def add(self, source: Source) -> None:
+        """List a source.
+
+        Raises:
+            UserError: if it holds no file.
+        """
         number = self.numbers.setdefault(source.name, len(self.numbers))
         met, listed = 0, set[bytes]()
+        doubtful, doubtful_keys, doubtful_ids = Files([], [], []), list[bytes](), list[int]()
         for files in list_files(source):
             met += len(files.paths)
             if source.kind == "list":  # Only a list can name a file twice.
                 files = _unlisted(files, listed)
-            if files.paths:
-                self._add_files(source, number, files)
+            if not files.paths:
+                continue
+            keys = file_keys(self.seed, source.name, files.paths)
+            for row, image_id in self._add_files(source, number, files, keys):
+                doubtful.add(files.paths[row], files.sizes[row], files.mtimes_ns[row])
+                doubtful_keys.append(keys[16 * row : 16 * row + 16])
+                doubtful_ids.append(image_id)
         if not met:
             raise UserError(f"input={source.given}: holds no file, where image files were expected")
+        if doubtful_ids:
+            self._add_doubtful(source, number, doubtful, b"".join(doubtful_keys), np.array(doubtful_ids))
 
-    def _add_files(self, source: Source, number: int, files: Files) -> None:
-        keys = file_keys(self.seed, source.name, files.paths)
+    def _add_files(self, source: Source, number: int, files: Files, keys: bytes) -> list[tuple[int, int]]:
+        """Take what is new; returns the rows of which only the bytes can tell, each with the known id."""
         sizes, mtimes = np.array(files.sizes, np.int64), np.array(files.mtimes_ns, np.int64)
         seen = self.known.compare(halves(keys), sizes, mtimes)
         self.survey.found += len(files.paths)
@@ -248,13 +266,11 @@ class _Listing:
         fresh, doubtful = seen.ids < 0, (seen.ids >= 0) & ~seen.same
         containers = [row for row, path in enumerate(files.paths) if path.endswith(CONTAINER_ENDINGS)]
         for row in [row for row in containers if fresh[row] or doubtful[row]]:
-            self._add_container(source, number, files, row, keys, again=bool(doubtful[row]))
-            if doubtful[row]:
-                write_touched(self.dataset, *_stat_of(files, keys, [row]))
+            key = keys[16 * row : 16 * row + 16]
+            self._add_container(source, number, files, row, keys, again=bool(self.known.is_known(halves(key))[0]))
             fresh[row] = doubtful[row] = False
         self._append(number, files, np.flatnonzero(fresh), keys)
-        if doubtful.any():
-            self._add_doubtful(source, number, files, np.flatnonzero(doubtful), keys, seen.ids)
+        return [(int(row), int(seen.ids[row])) for row in np.flatnonzero(doubtful)]
 
     def _append(
         self, number: int, files: Files, rows: Int64Array, keys: bytes, previous: Int64Array | None = None
@@ -266,20 +282,17 @@ class _Listing:
         columns = [np.full(len(rows), number), [files.paths[i] for i in rows], None, None, *some[1:], None, None]
         self.new.append(_table([*columns, key_array(some[0]), previous, key_array(NO_ORDER * len(rows))], len(rows)))
 
-    def _add_doubtful(
-        self, source: Source, number: int, files: Files, rows: Int64Array, keys: bytes, ids: Int64Array
-    ) -> None:
+    def _add_doubtful(self, source: Source, number: int, files: Files, keys: bytes, ids: Int64Array) -> None:
         """Files that are known under another size or time: only their bytes can tell."""
-        before = content_hashes(self.dataset, ids[rows])
-        now = hash_files(source.base, [files.paths[i] for i in rows])
-        same = np.array([b is not None and b == before.get(int(i)) for i, b in zip(ids[rows], now, strict=True)])
-        touched, changed = rows[same], rows[~same]
+        before = content_hashes(self.dataset, ids)
+        now = hash_files(source.base, files.paths)
+        same = np.array([b is not None and b == before.get(int(i)) for i, b in zip(ids, now, strict=True)])
+        touched, changed = np.flatnonzero(same), np.flatnonzero(~same)
         self.survey.unchanged += len(touched)
         self.survey.changed += len(changed)
         self._show(self.survey.changed_names, [shown(source.name, files.paths[i]) for i in changed[:NAMES_SHOWN]])
         self._append(number, files, changed, keys, ids[changed])
-        if len(touched):
-            write_touched(self.dataset, *_stat_of(files, keys, touched))
+        self.touched.append(_stat_of(files, keys, touched))
 
     @staticmethod
     def _show(names: list[str], more: Sequence[str]) -> None:
@@ -289,15 +302,19 @@ class _Listing:
     def _add_container(self, source: Source, number: int, files: Files, row: int, keys: bytes, *, again: bool) -> None:
         """The members of a new container; of one that changed, those that are new or changed themselves."""
         path = files.paths[row]
+        rows, previous = list[int](), None
         try:
             members = list_members(place_of(source.base, path))
-        except RejectedImageError:  # It gets a row of its own, and decoding says why.
+            rows = list(range(len(members.names)))
+            if again:
+                rows, previous = self._changed_members(source, path, members)
+        except (RejectedImageError, OSError, ValueError):  # It gets a row of its own, and decoding says why.
             self._append(number, files, np.array([row]), keys)
             return
-        rows, previous = list(range(len(members.names))), None
-        if again:
-            rows, previous = self._changed_members(source, path, members)
+        if members.damaged:
+            self._append(number, files, np.array([row]), keys)
         if not rows:
+            self.touched.append(_stat_of(files, keys, [row]))
             return
         order = file_keys(self.seed, source.name, [path + b"\0" + members.names[i] for i in rows])
         key, size, mtime = _stat_of(files, keys, [row])
@@ -318,12 +335,14 @@ class _Listing:
 
     def _changed_members(self, source: Source, path: bytes, members: Members) -> tuple[list[int], list[int | None]]:
         before = _known_members(self.dataset, source.name, path)
+        before = {name: image_id for name, image_id in before.items() if image_id not in self.retry}
         hashes = content_hashes(self.dataset, np.array(list(before.values()), np.int64))
         met = [i for i, name in enumerate(members.names) if name in before]
         starts, lengths = [members.starts[i] for i in met], [members.lengths[i] for i in met]
         now = {
             met[place]: hashlib.blake2b(data, digest_size=16).digest()
             for place, data in read_members(place_of(source.base, path), starts, lengths)
+            if isinstance(data, bytes)
         }
         changed = [i for i in met if now.get(i) != hashes.get(before[members.names[i]])]
         gone = before.keys() - set(members.names)

@@ -24,7 +24,10 @@ def remove_images(dataset: Location, names: Sequence[str]) -> dict[str, Any]:
     snapshots = read_snapshots(dataset)
     if not snapshots:
         raise UserError(f"{dataset}: holds no image yet, so that none can be removed")
-    ids = find_ids(dataset, names, snapshots)
+    ids = find_ids(dataset, names, snapshots, removed_too=True)
+    if not len(ids):
+        print(f"preprocess: nothing to remove; {dataset} is up to date", flush=True)
+        return {}
     lost = split_counts(dataset, ids)
     no_hashes: UInt8Array = np.empty((0, 16), np.uint8)
     snapshot = write_snapshot(

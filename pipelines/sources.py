@@ -5,6 +5,7 @@ with a path, a size and a time; a file may be a *container*, whose *members* are
 """
 
 import functools
+import heapq
 import itertools
 import os
 import stat
@@ -67,7 +68,7 @@ def find_sources(inputs: Sequence[Location], known: dict[str, str]) -> list[Sour
     for given in dict.fromkeys(_resolved(place) for place in inputs):
         kind = _kind(given)
         base = given if kind == "folder" else given.parent
-        name = next(name for name in _names(given.name) if _is_free(names, name, base))
+        name = _name(given, base, names)
         names[name] = str(base)
         sources.append(Source(name, base, kind, given))
     return sources
@@ -77,14 +78,16 @@ def _resolved(place: Location) -> Location:
     return Location(place.path.resolve()) if place.path else place
 
 
-def _names(name: str) -> Iterator[str]:
-    yield name
-    for number in itertools.count(2):
-        yield f"{name}-{number}"
-
-
-def _is_free(names: dict[str, str], name: str, base: Location) -> bool:
-    return names.get(name, str(base)) == str(base) or not Location(names[name]).exists()
+def _name(given: Location, base: Location, names: dict[str, str]) -> str:
+    """The name under which this base is known, or one whose folder is gone, or a new one."""
+    last = given.name
+    if not last.isprintable():
+        raise UserError(f"input={str(given)!r}: its last part is not valid text; give a link of another name to it")
+    numbered = (last if number == 1 else f"{last}-{number}" for number in itertools.count(1))
+    alike = list(itertools.takewhile(lambda name: name in names, numbered))
+    exact = [name for name in alike if names[name] == str(base)]
+    gone = [name for name in alike if not Location(names[name]).exists()]
+    return (exact + gone + [last if not alike else f"{last}-{len(alike) + 1}"])[0]
 
 
 def _kind(given: Location) -> str:
@@ -127,36 +130,49 @@ def list_files(source: Source) -> Iterator[Files]:
 
 def _walk(base: bytes) -> Iterator[Files]:
     """Every file below a local folder. Links are followed; a folder is entered once."""
-    pending, entered, start = [base], set(), len(base) + 1
+    unread = Files([], [], [])
+    entries = _entries(base, unread)
     with _Chunks() as chunks:
-        while pending:
-            folder = pending.pop()
-            try:
-                status = os.stat(folder)
-                if (status.st_dev, status.st_ino) in entered:  # A link to a folder above it would never end.
-                    continue
-                entered.add((status.st_dev, status.st_ino))
-                entries = os.scandir(folder)
-            except OSError:
-                if folder == base:
-                    raise
-                yield Files([folder[start:]], [-1], [0])  # A folder that cannot be read is a file met, and rejected.
-                continue
-            with entries:
-                files = _visible_files(entries, pending)
-                while entry_chunk := list(itertools.islice(files, CHUNK)):
-                    yield from chunks.submit(_stat_entries, entry_chunk, start)
+        while some := list(itertools.islice(entries, CHUNK)):
+            yield from chunks.submit(_stat_entries, some, len(base) + 1)
         yield from chunks.rest()
+    yield unread
 
 
-def _visible_files(entries: Any, folders: list[bytes]) -> Iterator["os.DirEntry[bytes]"]:
-    for entry in entries:
-        if entry.name.startswith(b"."):
+def _entries(base: bytes, unread: Files) -> Iterator["os.DirEntry[bytes]"]:
+    """Every entry below `base` that is no folder; folders that cannot be read are entered in `unread`."""
+    pending, linked, entered = [base], list[bytes](), set[tuple[int, int]]()
+    while pending or linked:
+        # Linked folders come last and in order, so that which path a file gets does not depend on the listing's order.
+        folder = pending.pop() if pending else heapq.heappop(linked)
+        try:
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in entered:  # A link to a folder above it would never end.
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            listing = os.scandir(folder)
+        except OSError:
+            if folder == base:
+                raise
+            unread.add(folder[len(base) + 1 :], -1, 0)  # It was met, and is rejected.
             continue
-        if entry.is_dir():
-            folders.append(entry.path)
-        else:
-            yield entry
+        with listing:
+            for entry in listing:
+                if entry.name.startswith(b"."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                elif entry.is_symlink() and _leads_to_folder(entry):
+                    heapq.heappush(linked, entry.path)
+                else:
+                    yield entry
+
+
+def _leads_to_folder(link: "os.DirEntry[bytes]") -> bool:
+    try:
+        return link.is_dir()
+    except OSError:  # A loop, or a folder without permission: a file that cannot be read
+        return False
 
 
 def _stat_entries(entries: Sequence["os.DirEntry[bytes]"], start: int) -> Files:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,83 @@ def test_a_changed_file_is_a_new_image_and_the_old_one_stays_or_goes(
 
 
 @pytest.mark.usefixtures("session")
+def test_replacing_never_loses_bytes_that_a_file_still_has(photos: Path, tmp_path: Path) -> None:
+    dataset, one, other = tmp_path / "d", photos / "a" / "0000.png", photos / "b" / "0001.png"
+    ingest(dataset, photos)
+    before = live(dataset)
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+    summary = ingest(dataset, photos, on_change="replace")
+    assert (summary["changed"], summary["duplicate"], summary["train"]) == (2, 2, 0)
+    assert live(dataset) == before
+    # A copy holds the bytes of the image that changes.
+    shutil.copy(photos / "a" / "0002.png", photos / "copy.png")
+    ingest(dataset, photos)
+    Image.new("L", (20, 20), 77).save(photos / "a" / "0002.png")
+    assert ingest(dataset, photos, on_change="replace")["train"] == 1
+    assert before < live(dataset)
+    # Between two whole states a file may be broken for a while.
+    changing, old = photos / "b" / "0003.png", id_of(dataset, b"b/0003.png")
+    changing.write_bytes(changing.read_bytes()[:60])
+    ingest(dataset, photos, on_change="replace")
+    assert old in live(dataset)
+    Image.new("L", (20, 20), 33).save(changing)
+    ingest(dataset, photos, on_change="replace")
+    assert old not in live(dataset) and id_of(dataset, b"b/0003.png") in live(dataset)
+
+
+@pytest.mark.usefixtures("session")
+def test_nothing_is_lost_by_a_mistake_between_two_runs(photos: Path, tmp_path: Path) -> None:
+    dataset, empty = tmp_path / "d", tmp_path / "empty"
+    empty.mkdir()
+    shard = photos / "s.tar"
+    with tarfile.open(shard, "w") as archive:
+        archive.add(photos / "a" / "0000.png", "x.png")
+    ingest(dataset, photos)
+    Image.new("L", (20, 20), 44).save(tmp_path / "new.png")
+    with tarfile.open(shard, "a") as archive:
+        archive.add(tmp_path / "new.png", "new.png")
+    with pytest.raises(UserError, match="holds no file"):
+        ingest(dataset, photos, empty)
+    assert ingest(dataset, photos)["train"] == 1
+    # A removal waits for an interrupted run.
+    Image.new("L", (20, 20), 55).save(photos / "later.png")
+    ingest(dataset, photos)
+    for name in ("snapshots/000003.json", "manifest/000003-00000.parquet", "blocks/000003-00000.arrow"):
+        (dataset / name).unlink()
+    with pytest.raises(UserError, match="an interrupted run is not finished"):
+        ingest(dataset, remove=("0",))
+    assert ingest(dataset, photos)["train"] == 1
+
+
+@pytest.mark.usefixtures("session")
+def test_odd_entries_of_a_folder_cost_nothing(photos: Path, tmp_path: Path) -> None:
+    (photos / "loop.png").symlink_to("loop.png")
+    (photos / "up").symlink_to(photos)
+    (photos / "folder.jpg").mkdir()
+    (photos / "wow!.png").write_bytes((photos / "a" / "0000.png").read_bytes() + b"x")
+    (photos / os.fsdecode(b"n\xff\n.png")).write_bytes((photos / "a" / "0000.png").read_bytes() + b"y")
+    os.mkfifo(photos / "pipe.png")
+    shard = photos / os.fsdecode(b"m\xe4rz.tar")
+    with tarfile.open(shard, "w") as archive:
+        for n in range(4):
+            Image.new("L", (20, 20), 10 * n).save(tmp_path / "m.png")
+            archive.add(tmp_path / "m.png", f"{n}.png")
+    whole = shard.read_bytes()
+    header = whole.index(b"2.png")
+    shard.write_bytes(whole[:header] + b"!" + whole[header + 1 :])  # Its checksum is wrong now.
+    summary = ingest(tmp_path / "d", photos)
+    assert (summary["train"], summary["reasons"]) == (
+        24,
+        {"missing": 1, "irregular": 1, "broken container": 1},
+    ) or summary["reasons"] == {"unreadable": 1, "irregular": 1, "broken container": 1}
+    assert ingest(tmp_path / "d", photos) == {}
+    ingest(tmp_path / "d", remove=("photos/wow!.png",))
+    assert len(live(tmp_path / "d")) == summary["train"] - 1
+
+
+@pytest.mark.usefixtures("session")
 def test_a_vanished_file_is_reported_and_stays(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,7 +238,8 @@ def test_images_are_removed_by_id_and_by_path_and_stay_away(
     shutil.copy(photos / "b" / "0005.png", photos / "b" / "copy.png")
     assert ingest(dataset, photos)["duplicate"] == 1
     assert live(dataset) == before - {named, other}
-    for name in (str(other), "photos/b/none.png", "12345"):
+    assert ingest(dataset, remove=(str(other),)) == {}
+    for name in ("photos/b/none.png", "12345"):
         with pytest.raises(UserError, match="no image of"):
             ingest(dataset, remove=(name,))
     inspect_dataset(InspectJob(dataset=Location(dataset), verify=True))

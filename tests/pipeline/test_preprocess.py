@@ -138,7 +138,7 @@ def test_a_folder_without_an_image_leaves_no_trace(job: Job, tmp_path: Path) -> 
         "(1 unknown format); give a folder of image files"
     )
     assert "Traceback" not in done.stderr
-    assert {path.name for path in (tmp_path / "d").rglob("*") if path.is_file()} == {".lock", "dataset.json"}
+    assert {path.name for path in (tmp_path / "d").rglob("*") if path.is_file()} == {".lock"}
 
 
 @pytest.mark.usefixtures("session")
