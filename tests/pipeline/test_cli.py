@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from glo_core.files import UserError
+from glo_core.location import Location
 from jobs.cli import main, parse
 from pipelines.ingest import PreprocessJob
 from pipelines.training import TrainJob
@@ -19,7 +20,7 @@ PATHS = ["--dataset", "/d", "--run", "/r"]
 def test_the_flags_of_the_readme() -> None:
     flags = ["--dataset", "/d", "--run", "/r", "--workers", "2", "--images", "1e6", "--seed", "0", "--device", "auto"]
     job = parse("train", TrainJob, argv=flags)
-    assert (job.dataset, job.workers, job.images, job.device) == (Path("/d"), 2, 1_000_000, "auto")
+    assert (job.dataset, job.workers, job.images, job.device) == (Location("/d"), 2, 1_000_000, "auto")
     flags = [
         "--input",
         "/a",
@@ -36,7 +37,7 @@ def test_the_flags_of_the_readme() -> None:
         "32",
     ]
     job = parse("preprocess", PreprocessJob, argv=flags)
-    assert (job.input, job.holdout, job.code_shards) == ((Path("/a"), Path("/b")), 0.1, 32)
+    assert (job.input, job.holdout, job.code_shards) == ((Location("/a"), Location("/b")), 0.1, 32)
 
 
 def test_flags_win_over_the_recipe_and_the_recipe_over_what_was_recorded(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def submitted(head: Head, mlflow_server: str, tmp_path_factory: pytest.TempPathF
 
 def test_a_submitted_pipeline_succeeds_and_its_log_shows_progress(submitted: Submitted) -> None:
     root, log = submitted
-    stages = ("preprocess: 100 new files", "train: 100 images of 16 px", "train: done", "fit_prior: ", "render: ")
+    stages = ("preprocess: found 100 files", "train: 100 images of 16 px", "train: done", "fit_prior: ", "render: ")
     for line in stages:
         assert line in log
     assert "succeeded" in log
