@@ -20,6 +20,7 @@ import ray.data
 from tqdm import tqdm
 
 from glo_core.blocks import DatasetConfig, config_record, read_config, read_snapshots
+from glo_core.config import Config
 from glo_core.files import UserError, differences, sweep_temporary, write_json
 from glo_core.location import Location
 from pipelines.block import Contents, decode_block
@@ -37,7 +38,7 @@ from pipelines.tracking import Tracker, TrackingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class IngestOptions:
+class IngestOptions(Config):
     """What a preprocessing run does with files that it has met before."""
 
     on_change: Literal["keep", "replace"] = "keep"

@@ -34,6 +34,7 @@ class Summary(NamedTuple):
             "unchanged": self.survey.unchanged,
             "changed": self.survey.changed,
             "vanished": self.survey.vanished,
+            "replaced": len(self.snapshot["replaced"]),
             "bytes": self.size,
             "seconds": round(self.seconds, 1),
             "images_per_s": round(self.snapshot["counts"]["files"] / self.seconds, 1),
@@ -52,7 +53,13 @@ class Summary(NamedTuple):
             f"{r['files']} new: {r['train']} to train on, {r['holdout']} held out, {r['duplicate']} duplicate, "
             f"{r['rejected']} rejected",
             *(f"rejected {count}: {reason}" for reason, count in sorted(r["reasons"].items(), key=lambda i: -i[1])),
+            *(["the rejected files' names are in the manifest, and in MLflow as rejected.txt"] if r["reasons"] else []),
             *self.survey.lines(),
+            *(
+                [f"replaced {r['replaced']}: the old images are removed, and counted off above"]
+                if r["replaced"]
+                else []
+            ),
             f"{r['bytes'] / 1e6:.1f} MB read in {r['seconds']} s with start-up, {r['images_per_s']} images/s",
             f"{dataset} is at snapshot {r['snapshot']} ({r['digest'][:12]})",
         ]
