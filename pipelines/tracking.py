@@ -8,7 +8,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar
@@ -134,16 +134,21 @@ class Tracker:
     @_answered
     def tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags, of what does not decide the result: MLflow writes every parameter above every picture."""
-        for key, value in _flatten(tags).items():
-            self.client.set_tag(self.run_id, key, value)
+        from mlflow.entities import RunTag
+
+        entries = [RunTag(key, str(value)) for key, value in _flatten(tags).items()]
+        for some in _batches(entries, 100):
+            self.client.log_batch(self.run_id, tags=some)
 
     @_answered
     def params(self, params: Mapping[str, Any]) -> None:
         """Log a (nested) config; a parameter that this run already has stays."""
+        from mlflow.entities import Param
+
         known = self.client.get_run(self.run_id).data.params
-        for key, value in _flatten(params).items():
-            if key not in known:
-                self.client.log_param(self.run_id, key, value)
+        entries = [Param(key, str(value)) for key, value in _flatten(params).items() if key not in known]
+        for some in _batches(entries, 100):
+            self.client.log_batch(self.run_id, params=some)
 
     def metrics(self, metrics: Mapping[str, float], images_seen: int = 0) -> None:
         self.history([(int(time.time() * 1000), images_seen, dict(metrics))])
@@ -154,8 +159,8 @@ class Tracker:
         from mlflow.entities import Metric
 
         metrics = [Metric(key, value, when, step) for when, step, values in reports for key, value in values.items()]
-        for start in range(0, len(metrics), 1000):  # MLflow's limit for one request
-            self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
+        for some in _batches(metrics, 1000):
+            self.client.log_batch(self.run_id, metrics=some)
 
     @_answered
     def image(self, path: Path, images_seen: int = 0) -> None:
@@ -203,6 +208,12 @@ def _exists(client: Any, run_id: str) -> bool:
         return bool(client.get_run(run_id).info.lifecycle_stage == "active")
     except MlflowException:
         return False
+
+
+def _batches(entries: list[R], limit: int) -> Iterator[list[R]]:
+    """Cut to MLflow's limits for one request: 1000 metrics, 100 parameters, 100 tags."""
+    for start in range(0, len(entries), limit):
+        yield entries[start : start + limit]
 
 
 def _flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
