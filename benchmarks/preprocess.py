@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--input", type=Path, required=True, help="folder of image files")
     parser.add_argument("--resolution", type=int, default=64)
     parser.add_argument("--channels", type=int, default=3)
-    parser.add_argument("--images", type=int, default=25_000, help="multiply the input until it has as many files")
+    parser.add_argument("--images", type=int, default=50_000, help="multiply the input until it has as many files")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     cores, mode = len(os.sched_getaffinity(0)), "L" if options.channels == 1 else "RGB"

@@ -72,7 +72,7 @@ def log_pictures(tracker: Tracker, dataset: Location, snapshot: Mapping[str, Any
         images = sample_images(dataset, snapshot, config, SHEET_COLUMNS * SHEET_ROWS)
         if len(images):
             sheet = Path(scratch) / "new_images.png"
-            grid(in_rows(images, SHEET_COLUMNS)).save(sheet)
+            grid(in_rows(images, SHEET_COLUMNS)).save(sheet, compress_level=1)
             tracker.image(sheet, images_seen=snapshot["number"])
         rejected = _rejected(dataset, snapshot["number"])
         if rejected:
