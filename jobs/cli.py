@@ -106,7 +106,7 @@ def _add_flags(parser: argparse.ArgumentParser, config_type: type, prefix: str) 
             continue
         repeated = get_origin(kind) is tuple
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        default = "" if required or field.default in ("", ()) else f" (default: {_shown(field.default)})"
+        default = "" if required or field.default in ("", (), None) else f" (default: {_shown(field.default)})"
         item = get_args(kind)[0] if repeated else kind
         target.add_argument(
             f"--{flag.replace('_', '-')}",

@@ -8,7 +8,6 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,14 +20,11 @@ from glo_core.decode import RejectedImageError, decode
 from glo_core.files import UserError, open_parquet, replacing
 from glo_core.hashing import Int64Array
 from glo_core.location import Location
-from pipelines.containers import is_container, list_members, read_members
+from pipelines.containers import is_container, list_members, read_ahead, read_members
 from pipelines.keys import Keys, KeyTable, halves
 from pipelines.manifest import MANIFEST, block_path, manifest_path
 from pipelines.plan import plan_path, read_plan
 from pipelines.sources import place_of, read_file
-
-REQUESTS = 16
-"""Remote files that one task reads ahead"""
 
 Content = bytes | RejectedImageError
 """What reading a file gave"""
@@ -123,11 +119,8 @@ def _read_all(files: Any, bases: dict[str, str]) -> Iterator[tuple[int, Content]
             remote.append(row)
         else:
             yield row, _read(places[source], path, sizes[row])
-    with ThreadPoolExecutor(REQUESTS) as pool:
-        for first in range(0, len(remote), 4 * REQUESTS):
-            some = remote[first : first + 4 * REQUESTS]
-            read = pool.map(lambda row: _read(places[sources[row]], paths[row], sizes[row]), some)
-            yield from zip(some, read, strict=True)
+    read = read_ahead(lambda row: _read(places[sources[row]], paths[row], sizes[row]), remote)
+    yield from zip(remote, read, strict=True)
     if by_container:
         starts, lengths = files.column("start").to_numpy(), files.column("length").to_numpy()
         for (source, path), inside in by_container.items():

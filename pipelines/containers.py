@@ -1,11 +1,13 @@
 """Files that hold many images: tar shards in WebDataset's layout, Parquet tables with a column of encoded images."""
 
+import functools
 import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +17,8 @@ from glo_core.location import Location
 
 TAR, PARQUET = b".tar", b".parquet"
 CONTAINER_ENDINGS = (TAR, PARQUET, TAR.upper(), PARQUET.upper())
+REQUESTS = 16
+"""Requests to an object store that one task has under way"""
 TAR_BUFFER = 1 << 20
 """Bytes read ahead of the tar headers: one request to an object store."""
 
@@ -75,8 +79,8 @@ def read_members(
     try:
         if place.name.lower().endswith(os.fsdecode(TAR)):
             with place.open() as file:
-                for index in order:
-                    yield index, bytes(file.read_at(lengths[index], starts[index]))
+                read = functools.partial(_read_member, file, starts, lengths)
+                yield from zip(order, read_ahead(read, order) if place.remote else map(read, order), strict=True)
         else:
             yield from _read_rows(place, starts, order)
     except FileNotFoundError:
@@ -85,7 +89,22 @@ def read_members(
         raise RejectedImageError(_failure(place, error), str(error)) from None
 
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def read_ahead(read: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """`read` of every item, in order, with `REQUESTS` of them under way and their results a few ahead."""
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        for first in range(0, len(items), 4 * REQUESTS):
+            yield from pool.map(read, items[first : first + 4 * REQUESTS])
+
+
 # ---------------------------------------------------------------- tar
+
+
+def _read_member(file: Any, starts: Sequence[int], lengths: Sequence[int], index: int) -> bytes:
+    return bytes(file.read_at(lengths[index], starts[index]))
 
 
 def _list_tar(place: Location) -> Members:

@@ -36,6 +36,9 @@ from pipelines.stage import library_versions
 from pipelines.summary import Summary, log_pictures
 from pipelines.tracking import Tracker, TrackingConfig
 
+FOLDERS = ("plans", "blocks", "manifest", "snapshots")
+"""Of a dataset"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class IngestOptions(Config):
@@ -159,14 +162,18 @@ def _no_trace_of_a_mistake(dataset: Location) -> Iterator[None]:
     except UserError:
         if not (dataset / "plans").names() and not (dataset / "snapshots").names():
             (dataset / "dataset.json").unlink()
+            if dataset.path is not None:
+                for folder in FOLDERS:
+                    with contextlib.suppress(OSError):
+                        (dataset.path / folder).rmdir()
         raise
 
 
 def _create(dataset: Location, config: DatasetConfig) -> None:
     if dataset.path is not None:
-        for name in ("plans", "blocks", "manifest", "snapshots"):
-            (dataset.path / name).mkdir(exist_ok=True)
-            sweep_temporary(dataset.path / name)
+        for folder in FOLDERS:
+            (dataset.path / folder).mkdir(exist_ok=True)
+            sweep_temporary(dataset.path / folder)
         sweep_temporary(dataset.path)
     if not (dataset / "dataset.json").exists():
         write_json(dataset / "dataset.json", config_record(config))

@@ -75,8 +75,9 @@ def describe(dataset: Location, config: DatasetConfig, snapshots: Snapshots) -> 
     yield f"images     {_total(snapshots, 'train')} to train on, {_total(snapshots, 'holdout')} held out"
     yield f"blocks     {blocks} of {size / 1e6:.1f} MB in all"
     for s in snapshots:
-        counts = ", ".join(f"{value} {key}" for key, value in s["counts"].items())
-        yield f"snapshot   {s['number']} {s['digest'][:12]}: {counts}, {len(s['removed'])} removed"
+        # What a snapshot removes is counted off its counts: they may be below zero.
+        counts = {**{key: value for key, value in s["counts"].items() if value > 0}, "removed": len(s["removed"])}
+        yield f"snapshot   {s['number']} {s['digest'][:12]}: {', '.join(f'{n} {key}' for key, n in counts.items())}"
     if not snapshots:
         yield "snapshot   none: preprocessing has not finished; run it again, it goes on where it stopped"
         return

@@ -111,16 +111,31 @@ def find_ids(
     known = live_ids(dataset, asked, ()) if removed_too else live
     for name in names:
         if not known.intersection(wanted[name]):
-            raise UserError(f"{name}: no image of {dataset}; give an id, or source/path as the manifest has them")
+            raise UserError(f"{name}: {_why_no_image(dataset, wanted[name], snapshots)}")
     newest = [max(live.intersection(wanted[name]), default=-1) for name in names]
     return np.array(sorted({image_id for image_id in newest if image_id >= 0}), np.int64)
 
 
+def _why_no_image(dataset: Location, ids: Sequence[int], snapshots: Sequence[Mapping[str, Any]]) -> str:
+    rows = rows_of(dataset, np.array(ids[-1:], np.int64), ["status", "reason", "duplicate_of"]).to_pylist()
+    if not rows:
+        return f"no image of {dataset}; give an id, or source/path as the manifest has them"
+    row = rows[0]
+    if row["status"] == "rejected":
+        return f"is no image, since its file was rejected: {row['reason']}"
+    if row["status"] == "duplicate":
+        return f"is no image of its own, but a duplicate of image {row['duplicate_of']}; give that id"
+    for snapshot in snapshots:
+        for record in ("duplicate_of", "replaced"):
+            if (other := snapshot[record].get(str(row["image_id"]))) is not None:
+                return f"is no image any more: image {other} has taken its place ({record}); give that id"
+    return "was removed from the dataset"
+
+
 def _ids_of_paths(dataset: Location, names: Sequence[str]) -> dict[str, list[int]]:
-    """Every image that each path ever was."""
+    """Every id that each path ever had."""
     found: dict[str, list[int]] = {name: [] for name in names}
-    for table in read_parts(dataset, ["image_id", "source", "path", "member", "status"]) if names else ():
-        table = table.filter(pc.equal(table.column("status"), "image"))
+    for table in read_parts(dataset, ["image_id", "source", "path", "member"]) if names else ():
         for name in names:
             source, _, path = (os.fsencode(part) for part in name.partition("/"))
             whole, _, member = path.rpartition(b"!")

@@ -204,8 +204,8 @@ def _write(
     held_out = low / 2.0**64 < config.holdout
     del keys, order_keys, low
     new = new.combine_chunks()
-    fair = max(MIN_BLOCK_ROWS, -(-len(new) // BLOCKS_PER_PLAN))
-    rows = min(max(BLOCK_BYTES // config.image_bytes, 1), MAX_BLOCK_ROWS, fair)
+    blocks = min(max(len(new) // MIN_BLOCK_ROWS, 1), BLOCKS_PER_PLAN)
+    rows = min(max(BLOCK_BYTES // config.image_bytes, 1), MAX_BLOCK_ROWS, -(-len(new) // blocks))
     schema = PLAN.with_metadata({"glo": json.dumps(metadata)})
     with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as file:
         for first in range(0, len(new), rows):

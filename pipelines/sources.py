@@ -101,7 +101,7 @@ def _kind(given: Location) -> str:
     if name.lower().endswith(LISTS):
         return "list"
     raise UserError(
-        f"input={given}: a file, where a folder of image files, a .tar or .parquet file, or a .txt list was expected"
+        f"input={given}: a file, where a folder of images, a .tar or .parquet file, or a .txt or .lst list was expected"
     )
 
 

@@ -239,9 +239,17 @@ def test_images_are_removed_by_id_and_by_path_and_stay_away(
     assert ingest(dataset, photos)["duplicate"] == 1
     assert live(dataset) == before - {named, other}
     assert ingest(dataset, remove=(str(other),)) == {}
-    for name in ("photos/b/none.png", "12345"):
-        with pytest.raises(UserError, match="no image of"):
+    copied = id_of(dataset, b"b/copy.png")
+    for name, why in {
+        "photos/b/none.png": "no image of",
+        "12345": "no image of",
+        str(copied): f"a duplicate of image {named}",
+        "photos/b/copy.png": f"a duplicate of image {named}",
+    }.items():
+        with pytest.raises(UserError, match=why):
             ingest(dataset, remove=(name,))
+    with pytest.raises(UserError, match="was removed"):
+        inspect_dataset(InspectJob(dataset=Location(dataset), export=str(named), output=tmp_path))
     inspect_dataset(InspectJob(dataset=Location(dataset), verify=True))
     assert "2 removed" in capsys.readouterr().out
 
