@@ -42,6 +42,13 @@ class ImageSource(Protocol):
         ...
 
 
+def rows_of_shards(images: ImageSource) -> dict[int, tuple[int, int]]:
+    """First row and end of each code shard that `images` holds."""
+    sizes = np.bincount(images.ids % images.code_shards, minlength=images.code_shards)[list(images.shards)]
+    ends = np.cumsum(sizes).tolist()
+    return dict(zip(images.shards, zip([0, *ends[:-1]], ends, strict=True), strict=True)) if ends else {}
+
+
 class _Batch(NamedTuple):
     ids: Int64Array
     pixels: UInt8Array

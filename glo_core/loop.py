@@ -1,7 +1,8 @@
 """The training loop: one clock, in images; the same for one process, torchrun and Ray Train."""
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,22 +10,26 @@ import numpy as np
 import torch
 
 from glo_core import order
-from glo_core.checkpoint import Checkpoint, Position, committed, save_checkpoint, sweep_uncommitted
-from glo_core.codes import CodeTable
+from glo_core.checkpoint import Checkpoint, Position, committed, sweep_uncommitted
+from glo_core.codes import CodeTable, Table, raw_name
 from glo_core.config import Config
 from glo_core.dataset import ImageSource
 from glo_core.decoder import SeedDecoder
-from glo_core.files import UserError, write_bytes, write_json
-from glo_core.meter import Meter
+from glo_core.files import UserError, differences, write_bytes, write_json
+from glo_core.meter import DivergedError, Meter
 from glo_core.metrics import pca_psnr, reconstruction_psnr
-from glo_core.runtime import Metrics, Runtime, SingleProcess
-from glo_core.start import PcaStart, random_codes
-from glo_core.step import Batch, Learner, TrainConfig
+from glo_core.runtime import Agreement, Metrics, Runtime, SingleProcess
+from glo_core.start import PcaStart, chunks_of_rows, random_codes
+from glo_core.step import DTYPES, Batch, Learner, TrainConfig
+from glo_core.windows import WindowedTable
+from glo_core.writer import CheckpointWriter
 
 STATISTICS_STEPS = 32
 """Batches over which the averaged decoder's running statistics are recomputed."""
-STOP_STEPS = 8
-"""Ranks agree on a request to stop every so many steps."""
+DEALT_STEPS = 256
+"""Steps whose rows are dealt together."""
+AGREE_STEPS = 8
+"""Ranks agree every so many steps whether to stop, and whether a checkpoint is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +42,16 @@ class Phase:
     target: int
     """Images seen at its end"""
 
-    def rate_factor(self, images_seen: int, schedule: str) -> float:
+    def rate_factor(self, images_seen: int, config: TrainConfig) -> float:
         """What the learning rates are multiplied with at `images_seen`."""
-        if schedule == "constant":
-            return 1.0
-        progress = (images_seen - self.start) / max(self.target - self.start, 1)
-        return 0.5 * (1 + math.cos(math.pi * min(max(progress, 0), 1)))
+        seen = max(images_seen - self.start, 0)
+        rise = min((seen + config.batch_size) / config.warm_up, 1.0) if config.warm_up else 1.0
+        match config.schedule:
+            case "cosine":
+                return rise * 0.5 * (1 + math.cos(math.pi * min(seen / max(self.target - self.start, 1), 1)))
+            case "step":
+                return rise * config.decay ** (images_seen // config.decay_every)
+        return rise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +73,7 @@ class Trained:
 
     decoder: SeedDecoder
     """With averaged weights, in eval mode"""
-    table: CodeTable
+    table: Table
     position: Position
     metrics: Metrics
     """`psnr` and `pca_psnr` in dB, over the training images; empty after a stop"""
@@ -103,28 +112,71 @@ class Epochs:
                     f"workers={runtime.world_size}: worker {rank} would hold none of the {self.sizes.sum()} images; "
                     "use fewer workers"
                 )
+        self.first = np.concatenate([[0], np.cumsum(self.sizes[self.mine])])
+        """First row of each of this rank's lanes in its table, and the end"""
         self.steps = order.steps_per_epoch(self.sizes, self.rows_per_step)
         self.images_before = order.images_before_step(self.sizes, self.steps)
 
-    def deal(self, epoch: int) -> order.LaneEpoch:
-        """Rows of this rank's table, int64 `[steps, b]`, and which are live, bool `[steps, b]`."""
-        first = np.concatenate([[0], np.cumsum(self.sizes[self.mine])])
-        dealt = [
-            order.lane_epoch(
-                self.images.ids[first[i] : first[i + 1]],
+    def orders(self, epoch: int) -> list[order.LaneOrder]:
+        """The order of each of this rank's lanes."""
+        return [
+            order.LaneOrder(
+                self.images.ids[self.first[i] : self.first[i + 1]],
                 steps=self.steps,
                 rows_per_step=self.rows_per_step,
                 seed=self.config.seed,
                 epoch=epoch,
                 lane=int(lane),
                 snapshot=self.snapshot,
+                window=self.config.window,
             )
             for i, lane in enumerate(self.mine)
         ]
-        rows = np.concatenate([lane.rows + first[i] for i, lane in enumerate(dealt)], axis=1)
+
+    def steps_from(self, orders: Sequence[order.LaneOrder], first: int) -> Iterator[order.LaneEpoch]:
+        """Rows and live of each step from `first` to the epoch's end, each `[b]`."""
+        for start in range(first, self.steps, DEALT_STEPS):
+            dealt = self.deal(orders, start, min(start + DEALT_STEPS, self.steps))
+            yield from map(order.LaneEpoch, dealt.rows, dealt.live)
+
+    def deal(self, orders: Sequence[order.LaneOrder], first: int, last: int) -> order.LaneEpoch:
+        """Rows of this rank's table and which are live, `[last - first, b]`, of the steps `first` to before `last`."""
+        dealt = [of_lane.deal(first, last) for of_lane in orders]
+        rows = np.concatenate([lane.rows + self.first[i] for i, lane in enumerate(dealt)], axis=1)
         # A lane without images points past its end: any row will do, since none of them is live.
         rows = np.minimum(rows, max(len(self.images.ids) - 1, 0))
         return order.LaneEpoch(rows, np.concatenate([lane.live for lane in dealt], axis=1))
+
+    def table(self, runtime: Runtime, run: Path | None, scratch: Path | None) -> Table:
+        """The codes of this rank at their start; a run keeps its PCA basis."""
+        code, images, dtype = self.config.code, self.images, DTYPES[self.config.precision]
+        table: Table
+        if self.config.window and self.sizes.max() > self.config.window:
+            table = WindowedTable(
+                code, images.ids, self.first, self.config.window, device=runtime.device, dtype=dtype, scratch=scratch
+            )
+        else:
+            raw = torch.empty(len(images.ids), code.dim, device=runtime.device, dtype=dtype)
+            table = CodeTable(code, images.ids, raw)
+        start = _pca_start(self.config, images, runtime, run) if code.start == "pca" else None
+        for rows in chunks_of_rows(images):
+            if start is None:
+                values = random_codes(code, images.ids[rows], self.config.seed)
+            else:
+                values = start.codes(code, images, rows, self.config.seed)
+            table.write(int(rows[0]), {raw_name(code): values})
+        return table
+
+
+def _pca_start(config: TrainConfig, images: ImageSource, runtime: Runtime, run: Path | None) -> PcaStart:
+    kept = run / "start.safetensors" if run is not None else None
+    # All ranks must take the same branch: rank 0 decides.
+    if kept is not None and runtime.gather(kept.exists())[0]:
+        return PcaStart.load(kept)
+    start = PcaStart.fit(images, config.code.dim, runtime)
+    if kept is not None and runtime.rank == 0:
+        write_bytes(kept, start.to_bytes())
+    return start
 
 
 def too_many_workers(workers: int, code_shards: int, batch_size: int) -> str:
@@ -143,12 +195,14 @@ def train(
     runtime: Runtime | None = None,
     run: Path | None = None,
     intervals: Intervals | None = None,
+    scratch: Path | None = None,
 ) -> Trained:
     """Train to the phase's target, going on from the run's newest checkpoint if there is one.
 
     Args:
         images: all shards; each rank keeps those of its lanes.
         run: directory of checkpoints and metrics; None keeps everything in memory.
+        scratch: directory on a local disk for codes that `config.window` keeps out of memory.
 
     Raises:
         UserError: if the checkpoint is damaged, the loss is no longer finite, or the disk is full.
@@ -157,48 +211,59 @@ def train(
 
     # Order, start and state.
     epochs = Epochs(config, images, runtime)
-    learner = Learner(config, epochs.images, start_codes(config, epochs.images, runtime, run), runtime)
+    learner = Learner(config, epochs.images, epochs.table(runtime, run, scratch), runtime)
     position = _restore(learner, epochs, phase, run)
     meter = Meter(learner)
     stopped = False
 
+    writer = CheckpointWriter(run, epochs.images, runtime) if run is not None else None
+    agreement = Agreement(runtime)
+
     def checkpoint() -> None:
         meter.require_finite(position.images_seen)
-        learner.averaged.refresh_statistics(_statistics_batches(learner.table, epochs), runtime)
-        if run is not None:
-            save_checkpoint(
-                run,
-                learner,
-                position,
-                shards=epochs.images.shards,
-                code_shards=images.code_shards,
-                snapshot=images.snapshot,
-            )
+        with meter.timing("checkpoint"):
+            learner.averaged.refresh_statistics(_statistics_batches(learner.table, epochs), runtime)
+            if writer is not None:
+                writer.begin(learner, position, meter.train_psnr)
 
-    # Epochs of steps.
-    while position.images_seen < phase.target and not stopped:
-        dealt = epochs.deal(position.epoch)
-        for step in range(position.step, epochs.steps):
-            rows, live = dealt.rows[step], dealt.live[step]
-            factor = phase.rate_factor(position.images_seen, config.schedule)
-            sums = learner.step(Batch(epochs.images.gather(rows), rows, live), factor)
-            before, position = position, _advance(position, epochs)
-            learner.averaged.update(learner.decoder, position.images_seen, position.images_seen - before.images_seen)
+    try:
+        # Epochs of steps.
+        while position.images_seen < phase.target and not stopped:
+            orders = epochs.orders(position.epoch)
+            learner.table.begin_epoch([of_lane.windows for of_lane in orders])
+            for step, (rows, live) in enumerate(epochs.steps_from(orders, position.step), position.step):
+                factor = phase.rate_factor(position.images_seen, config)
+                with meter.timing("data"):
+                    batch = Batch(epochs.images.gather(rows), rows, live)
+                sums = learner.step(batch, factor)
+                before, position = position, _advance(position, epochs)
+                seen = position.images_seen - before.images_seen
+                learner.averaged.update(learner.decoder, position.images_seen, seen)
 
-            # Report, checkpoint, stop: each on crossing its interval.
-            done = position.images_seen >= phase.target
-            meter.add(sums, position.images_seen - before.images_seen)
-            if done or _crossed(before, position, intervals.report):
-                meter.report(position.images_seen, factor)
-            stopped = step % STOP_STEPS == 0 and _agreed_to_stop(runtime)
-            if done or stopped:
-                break
-            if _crossed(before, position, intervals.checkpoint):
-                checkpoint()
-                meter.restart_clock()
+                # Report, checkpoint, stop: each on crossing its interval.
+                done = position.images_seen >= phase.target
+                meter.add(sums, seen)
+                if done or _crossed(before, position, intervals.report):
+                    meter.report(position.images_seen, factor)
+                if step % AGREE_STEPS == 0:
+                    written = writer is not None and writer.written
+                    stopped, written = agreement.exchange(runtime.stop_requested(), written)
+                    if written and writer is not None:
+                        with meter.timing("checkpoint"):
+                            writer.finish()
+                if done or stopped:
+                    break
+                if _crossed(before, position, intervals.checkpoint):
+                    checkpoint()
 
-    # The end: a checkpoint, and the figures over one full pass.
-    checkpoint()
+        # The end: a checkpoint, and the figures over one full pass.
+        checkpoint()
+    except DivergedError:
+        if writer is not None:
+            writer.finish()  # What was copied before is good.
+        raise
+    if writer is not None:
+        writer.finish()
     if stopped and position.images_seen < phase.target:
         return Trained(
             decoder=learner.averaged.decoder,
@@ -227,21 +292,6 @@ def train(
     )
 
 
-def start_codes(config: TrainConfig, images: ImageSource, runtime: Runtime, run: Path | None) -> torch.Tensor:
-    """Start codes of this rank's images, float64 `[n, code.dim]`; a run keeps its PCA basis."""
-    if config.code.start == "random":
-        return random_codes(config.code, images.ids, config.seed)
-    kept = run / "start.safetensors" if run is not None else None
-    # All ranks must take the same branch: rank 0 decides.
-    if kept is not None and runtime.gather(kept.exists())[0]:
-        start = PcaStart.load(kept)
-    else:
-        start = PcaStart.fit(images, config.code.dim, runtime)
-        if kept is not None and runtime.rank == 0:
-            write_bytes(kept, start.to_bytes())
-    return start.codes(config.code, images, config.seed)
-
-
 def _restore(learner: Learner, epochs: Epochs, phase: Phase, run: Path | None) -> Position:
     # All ranks must load the same checkpoint: rank 0 chooses.
     if run is not None and learner.runtime.rank == 0:
@@ -250,13 +300,22 @@ def _restore(learner: Learner, epochs: Epochs, phase: Phase, run: Path | None) -
     if not newest:
         return Position(phase=phase.number)
     checkpoint = Checkpoint(newest[0])
-    held = (learner.config.code.dim, epochs.images.code_shards)
-    if held != (checkpoint.code_dim, checkpoint.code_shards):
+    asked = {
+        "code.dim": learner.config.code.dim,
+        "code_shards": epochs.images.code_shards,
+        "code.optimizer": learner.config.code.optimizer,
+    }
+    held = {
+        "code.dim": checkpoint.code_dim,
+        "code_shards": checkpoint.code_shards,
+        "code.optimizer": checkpoint.optimizer,
+    }
+    if held != asked:
         raise UserError(
-            f"{checkpoint.directory}: code_dim={checkpoint.code_dim} and code_shards={checkpoint.code_shards}, where "
-            f"{held[0]} and {held[1]} are asked for; give the old values, or another run directory"
+            f"{checkpoint.directory}: has other codes ({'; '.join(differences(held, asked))}); "
+            "give the old values, or another run directory"
         )
-    checkpoint.restore(learner, epochs.images.shards)
+    checkpoint.restore(learner, epochs.images)
     position = checkpoint.position
     if position.phase == phase.number:
         if checkpoint.snapshot != epochs.snapshot or position.step >= epochs.steps:
@@ -284,15 +343,7 @@ def _crossed(before: Position, after: Position, interval: int) -> bool:
     return after.images_seen // interval > before.images_seen // interval
 
 
-def _agreed_to_stop(runtime: Runtime) -> bool:
-    flag = torch.tensor(float(runtime.stop_requested()), device=runtime.device)
-    return bool(runtime.all_sum(flag) > 0)
-
-
-def _statistics_batches(table: CodeTable, epochs: Epochs) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    dealt, device = epochs.deal(0), table.raw.device
-    for rows, live in zip(dealt.rows[:STATISTICS_STEPS], dealt.live[:STATISTICS_STEPS], strict=True):
-        yield (
-            table.codes(torch.from_numpy(rows).to(device)),
-            torch.from_numpy(live).to(device, table.raw.dtype),
-        )
+def _statistics_batches(table: Table, epochs: Epochs) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    raw = table.held.raw
+    for rows, live in itertools.islice(epochs.steps_from(epochs.orders(0), 0), STATISTICS_STEPS):
+        yield table.codes(torch.from_numpy(rows)), torch.from_numpy(live).to(raw.device, raw.dtype)

@@ -1,30 +1,46 @@
 """Sums of the steps since the last report, merged over ranks, and the clock beside them."""
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 
 import torch
 
 from glo_core.files import UserError
 from glo_core.metrics import psnr
-from glo_core.step import Learner
+from glo_core.step import NUM_SUMS, Learner
+
+
+class DivergedError(UserError):
+    """The loss is no longer finite; every rank raises it at the same step."""
 
 
 class Meter:
-    """Sums of the steps since the last report, and the clock beside them."""
+    """Sums of the steps since the last report, and where their time went."""
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
-        self.sums = torch.zeros(4, dtype=torch.float64, device=learner.runtime.device)
+        self.sums = torch.zeros(NUM_SUMS + 1, dtype=torch.float64, device=learner.runtime.device)
+        self.train_psnr: float | None = None
+        """Of the last report, on rank 0"""
         self.restart_clock()
 
     def restart_clock(self) -> None:
         self.timed_images, self.since = 0, time.perf_counter()
+        self.spent = {"data": 0.0, "checkpoint": 0.0}
+
+    @contextlib.contextmanager
+    def timing(self, what: str) -> Iterator[None]:
+        """Count the block's time on the host as spent on "data" or "checkpoint"."""
+        since = time.perf_counter()
+        yield
+        self.spent[what] += time.perf_counter() - since
 
     def add(self, sums: torch.Tensor, images: int) -> None:
         """Add a step: `sums` of this rank from `Learner.step`, `images` of the global batch."""
-        self.sums[:3] += sums
-        self.sums[3] += float(images) / self.learner.runtime.world_size
+        self.sums[:-1] += sums
+        self.sums[-1] += float(images) / self.learner.runtime.world_size
         self.timed_images += images
 
     def require_finite(self, images_seen: int) -> None:
@@ -32,7 +48,7 @@ class Meter:
         loss = float(self.learner.runtime.all_sum(self.sums[0].clone()))
         if not math.isfinite(loss):
             config = self.learner.config
-            raise UserError(
+            raise DivergedError(
                 f"loss={loss} at {images_seen} images: training diverged; lower learning_rate "
                 f"(={config.learning_rate}) or code.learning_rate (={config.code.learning_rate}); "
                 "the last checkpoint is kept"
@@ -42,22 +58,29 @@ class Meter:
         """Merge over ranks, hand to the runtime, begin anew.
 
         Raises:
-            UserError: if the loss is not finite.
+            DivergedError: if the loss is not finite.
         """
         self.require_finite(images_seen)
         runtime, config = self.learner.runtime, self.learner.config
-        loss, squared, norm, images = runtime.all_sum(self.sums).tolist()
+        *sums, images = runtime.all_sum(self.sums).tolist()
         self.sums.zero_()
+        loss, squared, norm, norm_squared, pull, gradient = (value / images for value in sums)
+        elapsed = time.perf_counter() - self.since
         if runtime.rank == 0:
+            self.train_psnr = psnr(squared)
             runtime.report(
                 images_seen,
                 {
-                    "loss": loss / images,
-                    "train_psnr": psnr(squared / images),
-                    "code_norm": norm / images,
+                    "loss": loss,
+                    "train_psnr": self.train_psnr,
+                    "code_norm": norm,
+                    "code_norm_std": math.sqrt(max(norm_squared - norm * norm, 0.0)),
+                    "code_gradient_norm": pull,
+                    "gradient_norm": gradient,
                     "learning_rate": factor * config.learning_rate,
                     "code_learning_rate": factor * config.code.learning_rate,
-                    "images_per_s": self.timed_images / (time.perf_counter() - self.since),
+                    "images_per_s": self.timed_images / elapsed,
+                    **{f"{what}_share": seconds / elapsed for what, seconds in self.spent.items()},
                 },
             )
         self.restart_clock()

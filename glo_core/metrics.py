@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from glo_core.codes import CodeTable
+from glo_core.codes import Table
 from glo_core.dataset import ImageSource
 from glo_core.decoder import SeedDecoder
 from glo_core.losses import to_target, to_unit
@@ -20,13 +20,13 @@ def psnr(mean_squared_error: float) -> float:
     return -10 * math.log10(max(mean_squared_error, 1e-20))
 
 
-def reconstruction_psnr(decoder: SeedDecoder, table: CodeTable, images: ImageSource, runtime: Runtime) -> float:
+def reconstruction_psnr(decoder: SeedDecoder, table: Table, images: ImageSource, runtime: Runtime) -> float:
     """PSNR in dB of `decoder` at its learned codes over the images of all ranks. `decoder` is in eval mode."""
     sums = torch.zeros(2, dtype=torch.float64)
     with torch.inference_mode():
         for rows in _chunks(images):
-            target = to_target(images.gather(rows).to(runtime.device), table.raw.dtype)
-            prediction = decoder(table.codes(torch.from_numpy(rows).to(runtime.device)))
+            target = to_target(images.gather(rows).to(runtime.device), table.held.raw.dtype)
+            prediction = decoder(table.codes(slice(int(rows[0]), int(rows[-1]) + 1)))
             error = (to_unit(prediction) - to_unit(target)).square().double().sum()
             sums += torch.tensor([float(error), target.numel()], dtype=torch.float64)
     squared, count = runtime.all_sum(sums.to(runtime.device)).tolist()

@@ -93,6 +93,36 @@ class TorchDistributed(SingleProcess):
         return values
 
 
+class Agreement:
+    """A wish of any rank and a deed of all ranks, known to every rank at the same step.
+
+    With several ranks the answer is that to the exchange before: nobody waits for the others, nor for the device.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self._pending: tuple[torch.Tensor, Any] | None = None
+
+    def exchange(self, wish: bool, deed: bool) -> tuple[bool, bool]:
+        """Tell the others; returns whether any rank wished and whether all have done it."""
+        if self.runtime.world_size == 1:
+            return wish, deed
+        before = self._pending
+        flags = self.runtime.all_sum(torch.tensor([float(wish), float(deed)], device=self.runtime.device))
+        event = None
+        if flags.is_cuda:
+            flags = torch.empty(2, pin_memory=True).copy_(flags, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._pending = flags, event
+        if before is None:
+            return False, False
+        if before[1] is not None:
+            before[1].synchronize()
+        wishes, deeds = before[0].tolist()
+        return wishes > 0, deeds == self.runtime.world_size
+
+
 class AllSum(torch.autograd.Function):
     """Sum over ranks that gradients flow through: the adjoint of a sum over ranks is a sum over ranks."""
 

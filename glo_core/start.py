@@ -19,13 +19,13 @@ from glo_core.runtime import Runtime
 
 PCA_SIDE = 32
 """Images larger than this are reduced by area before their covariance is taken."""
-_CHUNK = 2048
+CHUNK = 2048
 """Images in memory at once."""
 
 
 def random_codes(config: CodeConfig, ids: Int64Array, seed: int) -> torch.Tensor:
-    """Gaussian codes with a mean squared norm of 1: N(0, I / dim). float64 `[n, dim]`."""
-    return torch.from_numpy(normal(key64("codes", seed), ids, config.dim)) / config.dim**0.5
+    """Gaussian codes with a mean squared norm of scale^2: N(0, scale^2 I / dim). float64 `[n, dim]`."""
+    return torch.from_numpy(normal(key64("codes", seed), ids, config.dim)) * (config.start_scale / config.dim**0.5)
 
 
 def reduced_pixels(images: torch.Tensor, side: int = PCA_SIDE) -> torch.Tensor:
@@ -98,10 +98,10 @@ class PcaStart:
         place = torch.searchsorted(cumulative, quantile * cumulative[-1])
         return (place + 1).double().cpu() / 4096
 
-    def codes(self, config: CodeConfig, images: ImageSource, seed: int) -> torch.Tensor:
-        """Start codes of every image of `images`, float64 `[n, dim]`."""
-        scores = torch.cat([self.scores(chunk) for chunk in _chunks(images)] or [torch.empty(0, config.dim).double()])
-        noise = random_codes(config, images.ids, seed)
+    def codes(self, config: CodeConfig, images: ImageSource, rows: Int64Array, seed: int) -> torch.Tensor:
+        """Start codes of the images at `rows` (int64 `[n]`), float64 `[n, dim]`."""
+        scores = self.scores(reduced_pixels(images.gather(rows)))
+        noise = random_codes(config, images.ids[rows], seed)
         # Dimensions above the rank, and images that are the mean itself, would otherwise never leave zero.
         dead = self.components.abs().sum(0) == 0
         codes = torch.where(dead, 1e-2 * noise, scores)
@@ -117,7 +117,13 @@ class PcaStart:
         return cls(**read_tensors(path))
 
 
+def chunks_of_rows(images: ImageSource) -> Iterator[Int64Array]:
+    """All rows of `images`, `CHUNK` at a time, int64 `[<= CHUNK]`."""
+    for start in range(0, len(images.ids), CHUNK):
+        yield np.arange(start, min(start + CHUNK, len(images.ids)), dtype=np.int64)
+
+
 def _chunks(images: ImageSource) -> Iterator[torch.Tensor]:
-    """Reduced pixels of all images, `_CHUNK` at a time, float64 `[<= _CHUNK, pixels]`."""
-    for start in range(0, len(images.ids), _CHUNK):
-        yield reduced_pixels(images.gather(np.arange(start, min(start + _CHUNK, len(images.ids)))))
+    """Reduced pixels of all images, float64 `[<= CHUNK, pixels]`."""
+    for rows in chunks_of_rows(images):
+        yield reduced_pixels(images.gather(rows))

@@ -5,17 +5,27 @@ import torch
 from glo_core.codes import CodeConfig, CodeTable, to_ball, to_sphere
 
 
-def table(projection: str, rows: int = 6, dim: int = 3) -> CodeTable:
-    raw = torch.randn(rows, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return CodeTable(CodeConfig(dim=dim, projection=projection, beta1=0.9, beta2=0.99), np.arange(rows), raw)
+def table(projection: str, optimizer: str = "adam") -> CodeTable:
+    raw = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    config = CodeConfig(dim=3, projection=projection, optimizer=optimizer, beta1=0.9, beta2=0.99)
+    return CodeTable(config, np.arange(6), raw)
 
 
-def test_row_wise_adam_equals_one_torch_adam_per_row() -> None:
-    codes = table("sphere")
+BATCHES = ([0, 1, 2], [2, 5], [0], [1, 2, 3, 4, 5], [0, 5])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_each_row_has_a_torch_optimizer_of_its_own(optimizer: str) -> None:
+    codes = table("sphere", optimizer)
     rows = [torch.nn.Parameter(row.clone()) for row in codes.raw]
-    reference = [torch.optim.Adam([row], lr=0.1, betas=(0.9, 0.99), eps=1e-8) for row in rows]
+    reference = [
+        torch.optim.Adam([row], lr=0.1, betas=(0.9, 0.99), eps=1e-8)
+        if optimizer == "adam"
+        else torch.optim.SGD([row], lr=0.1)
+        for row in rows
+    ]
     generator = torch.Generator().manual_seed(1)
-    for batch in ([0, 1, 2], [2, 5], [0], [1, 2, 3, 4, 5], [0, 5]):
+    for batch in BATCHES:
         grad = torch.randn(len(batch), 3, dtype=torch.float64, generator=generator)
         codes.update(torch.tensor(batch), grad, 0.1)
         for place, row in enumerate(batch):
@@ -25,15 +35,32 @@ def test_row_wise_adam_equals_one_torch_adam_per_row() -> None:
     assert codes.num_updates.tolist() == [3, 2, 3, 1, 1, 3]
 
 
-def test_an_update_touches_no_row_outside_the_batch() -> None:
-    codes = table("sphere")
-    before = [tensor.clone() for tensor in (codes.raw, codes.exp_avg, codes.exp_avg_sq, codes.num_updates)]
+def test_row_wise_adagrad_equals_its_formula_in_numpy() -> None:
+    codes = table("sphere", "adagrad")
+    raw, total = codes.raw.numpy().copy(), np.zeros(6)
+    random = np.random.default_rng(1)
+    for batch in BATCHES:
+        grad = random.normal(size=(len(batch), 3))
+        codes.update(torch.tensor(batch), torch.from_numpy(grad), 0.1)
+        for place, row in enumerate(batch):
+            total[row] += (grad[place] ** 2).sum() / 3
+            raw[row] -= 0.1 * grad[place] / (total[row] ** 0.5 + 1e-10)
+    np.testing.assert_allclose(codes.raw.numpy(), raw, rtol=1e-12)
+    np.testing.assert_allclose(codes.state["sum_sq"].numpy(), total, rtol=1e-12)
+    assert list(codes.columns()) == ["raw", "sum_sq", "num_updates"]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad", "sgd"])
+def test_an_update_touches_no_row_outside_the_batch(optimizer: str) -> None:
+    codes = table("sphere", optimizer=optimizer)
+    before = [column.clone() for column in codes.columns().values()]
     codes.update(torch.tensor([1, 4]), torch.ones(2, 3, dtype=torch.float64), 0.1)
-    after = (codes.raw, codes.exp_avg, codes.exp_avg_sq, codes.num_updates)
+    after = codes.columns().values()
     others = [0, 2, 3, 5]
     for old, new in zip(before, after, strict=True):
         assert torch.equal(old[others], new[others])
         assert not torch.equal(old[[1, 4]], new[[1, 4]])
+    assert codes.num_updates.tolist() == [0, 1, 0, 0, 1, 0]
 
 
 def test_ball_projects_after_the_update_and_only_from_outside() -> None:

@@ -1,5 +1,6 @@
 """Training in one process, without Ray: the loop, the clock, resuming, and what a notebook user types."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 import torch
 
 import glo_core as glo
+from glo_core import loop
 from glo_core.checkpoint import committed
 from glo_core.loop import Epochs, too_many_workers
+from glo_core.windows import WindowedTable
 
 CONFIG = glo.TrainConfig(
     batch_size=32,
@@ -40,8 +43,20 @@ def test_every_report_counts_images_and_each_image_once_an_epoch(blobs: torch.Te
 def same(first: glo.Trained, second: glo.Trained) -> bool:
     pairs = zip(first.decoder.state_dict().values(), second.decoder.state_dict().values(), strict=True)
     tables = (first.table, second.table)
-    columns = zip(*([t.raw, t.exp_avg, t.exp_avg_sq, t.num_updates] for t in tables), strict=True)
+    columns = zip(*(t.columns().values() for t in tables), strict=True)
     return all(torch.equal(a, b) for a, b in [*pairs, *columns])
+
+
+class Impatient(glo.SingleProcess):
+    """Asks to stop when it is asked for the n-th time."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.left = after
+
+    def stop_requested(self) -> bool:
+        self.left -= 1
+        return self.left == 0
 
 
 @pytest.mark.parametrize(("start", "projection"), [("pca", "sphere"), ("random", "ball")])
@@ -53,20 +68,55 @@ def test_stopped_and_resumed_is_bitwise_undisturbed(
     phase, images = glo.Phase(target=2000), glo.TensorImages(blobs)
     whole = glo.train(config, images, phase, run=tmp_path / "whole")
 
-    class Impatient(glo.SingleProcess):
-        asked = 0
-
-        def stop_requested(self) -> bool:
-            self.asked += 1
-            return self.asked == 4
-
-    first = glo.train(config, images, phase, run=tmp_path / "parts", runtime=Impatient())
+    first = glo.train(config, images, phase, run=tmp_path / "parts", runtime=Impatient(after=4))
     assert not first.finished
     assert 0 < first.position.images_seen < 2000
     assert first.position.step != 0
     second = glo.train(config, images, phase, run=tmp_path / "parts")
     assert second.finished
     assert same(whole, second)
+
+
+WINDOWED = dataclasses.replace(CONFIG, batch_size=8, window=5)
+
+
+def test_windows_on_disk_train_as_the_same_windows_in_memory(
+    blobs: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, phase = glo.TensorImages(blobs), glo.Phase(target=1000)
+    on_disk = glo.train(WINDOWED, images, phase, run=tmp_path / "disk", intervals=glo.Intervals(checkpoint=300))
+    assert isinstance(on_disk.table, WindowedTable)
+    assert len(on_disk.table.held.raw) == 3 * 8 * 5 < 150
+    monkeypatch.setattr(
+        loop,
+        "WindowedTable",
+        lambda code, ids, *_, device, dtype, **__: glo.CodeTable(
+            code, ids, torch.empty(len(ids), code.dim, device=device, dtype=dtype)
+        ),
+    )
+    in_memory = glo.train(WINDOWED, images, phase)
+    assert isinstance(in_memory.table, glo.CodeTable)
+    for name, column in on_disk.table.read(0, 150).items():
+        assert torch.equal(column, in_memory.table.columns()[name])
+    assert on_disk.metrics == in_memory.metrics
+    ids, codes = glo.Checkpoint.latest(tmp_path / "disk").codes()
+    assert np.array_equal(codes[on_disk.table.ids], on_disk.table.codes().numpy())
+    assert ids.tolist() == list(range(150))
+
+
+def test_windows_are_restored_from_the_checkpoint(blobs: torch.Tensor, tmp_path: Path) -> None:
+    images, phase = glo.TensorImages(blobs), glo.Phase(target=1000)
+    whole = glo.train(WINDOWED, images, phase)
+    first = glo.train(WINDOWED, images, phase, run=tmp_path, runtime=Impatient(after=9))
+    assert 0 < first.position.images_seen < 1000
+    second = glo.train(WINDOWED, images, phase, run=tmp_path)
+    for name, column in second.table.read(0, 150).items():
+        assert torch.equal(column, whole.table.read(0, 150)[name])
+
+
+def test_a_scratch_directory_that_is_none_is_one_line(blobs: torch.Tensor, tmp_path: Path) -> None:
+    with pytest.raises(glo.UserError, match=r"scratch=.*none: no such file or directory; name a local disk"):
+        glo.train(WINDOWED, glo.TensorImages(blobs), glo.Phase(target=100), scratch=tmp_path / "none")
 
 
 def test_a_longer_target_is_a_new_phase_that_goes_on(blobs: torch.Tensor, tmp_path: Path) -> None:
@@ -129,8 +179,15 @@ def test_a_finished_checkpoint_is_not_written_again(blobs: torch.Tensor, tmp_pat
 
 def test_the_cosine_runs_over_its_phase() -> None:
     phase = glo.Phase(number=1, start=100, target=300)
-    assert [round(phase.rate_factor(seen, "cosine"), 6) for seen in (100, 200, 300)] == [1, 0.5, 0]
-    assert phase.rate_factor(250, "constant") == 1
+    assert [round(phase.rate_factor(seen, CONFIG), 6) for seen in (100, 200, 300)] == [1, 0.5, 0]
+
+
+def test_constant_and_step_schedules_and_the_warm_up_count_images() -> None:
+    phase = glo.Phase(number=1, start=100, target=900)
+    warm = dataclasses.replace(CONFIG, schedule="constant", warm_up=320)
+    assert [phase.rate_factor(seen, warm) for seen in (100, 132, 388, 500)] == [0.1, 0.2, 1, 1]
+    steps = dataclasses.replace(CONFIG, schedule="step", decay=0.1, decay_every=300)
+    assert [phase.rate_factor(seen, steps) for seen in (100, 299, 300, 650)] == [1, 1, 0.1, 0.1**2]
 
 
 def test_the_average_forgets_the_start_and_refreshes_its_statistics(blobs: torch.Tensor) -> None:

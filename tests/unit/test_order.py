@@ -1,5 +1,8 @@
 """Order and ownership as properties: every image once an epoch, the same batches at every world size."""
 
+import itertools
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -33,16 +36,39 @@ def test_more_ranks_than_lanes_is_refused() -> None:
         order.lanes_of_rank(0, world_size=5, lanes=4)
 
 
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.integers(1, 6), st.integers(0, 3))
-def test_an_epoch_deals_every_row_once_and_evenly(sizes: list[int], rows_per_step: int, epoch: int) -> None:
+def lane_epoch(ids: np.ndarray, *, steps: int, **arguments: Any) -> order.LaneEpoch:
+    return order.LaneOrder(ids, steps=steps, **arguments).deal(0, steps)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.integers(1, 6), st.integers(0, 3), st.integers(0, 9))
+def test_an_epoch_deals_every_row_once_and_evenly(
+    sizes: list[int], rows_per_step: int, epoch: int, window: int
+) -> None:
     lane_sizes = np.array(sizes, np.int64)
     steps = order.steps_per_epoch(lane_sizes, rows_per_step)
     live = np.zeros(steps, np.int64)
     for lane, size in enumerate(sizes):
         ids = np.arange(size, dtype=np.int64) * len(sizes) + lane
-        dealt = order.lane_epoch(
-            ids, steps=steps, rows_per_step=rows_per_step, seed=1, epoch=epoch, lane=lane, snapshot="a"
+        lane_order = order.LaneOrder(
+            ids,
+            steps=steps,
+            rows_per_step=rows_per_step,
+            seed=1,
+            epoch=epoch,
+            lane=lane,
+            snapshot="a",
+            window=window,
         )
+        dealt = lane_order.deal(0, steps)
+        for step in range(steps):  # Step by step is the same as all at once.
+            assert np.array_equal(lane_order.deal(step, step + 1).rows[0], dealt.rows[step])
+        if window:  # One window after the other, each one whole.
+            met = (dealt.rows[dealt.live] // window).tolist()
+            assert list(dict.fromkeys(met)) == lane_order.windows.tolist()
+            assert sum(a != b for a, b in itertools.pairwise(met)) == max(len(lane_order.windows) - 1, 0)
+            # Padding asks for no window that its step does not need, or needs next.
+            for rows, real in zip(dealt.rows, dealt.live, strict=True):
+                assert not real.any() or set(rows // window) == set(rows[real] // window)
         assert dealt.rows.shape == dealt.live.shape == (steps, rows_per_step)
         assert sorted(dealt.rows[dealt.live]) == list(range(size))
         per_step = dealt.live.sum(axis=1)
@@ -56,21 +82,21 @@ def test_the_order_depends_on_ids_and_not_on_where_they_stand() -> None:
     shuffled = ids[[4, 2, 0, 1, 3]]
 
     def visits(of: np.ndarray) -> list[int]:
-        dealt = order.lane_epoch(of, steps=5, rows_per_step=1, seed=0, epoch=0, lane=3, snapshot="a")
+        dealt = lane_epoch(of, steps=5, rows_per_step=1, seed=0, epoch=0, lane=3, snapshot="a")
         return of[dealt.rows[dealt.live]].tolist()
 
     assert visits(ids) == visits(shuffled)
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"epoch": 1}, {"lane": 1}, {"window": 1}, {"snapshot": "b"}])
+@pytest.mark.parametrize("change", [{"seed": 1}, {"epoch": 1}, {"lane": 1}, {"window": 8}, {"snapshot": "b"}])
 def test_the_order_changes_with_each_of_its_arguments(change: dict) -> None:
     ids = np.arange(64, dtype=np.int64)
     base = {"steps": 16, "rows_per_step": 4, "seed": 0, "epoch": 0, "lane": 0, "window": 0, "snapshot": "a"}
-    assert not np.array_equal(order.lane_epoch(ids, **base).rows, order.lane_epoch(ids, **base | change).rows)
+    assert not np.array_equal(lane_epoch(ids, **base).rows, lane_epoch(ids, **base | change).rows)
 
 
 def test_the_order_is_the_one_that_earlier_versions_dealt() -> None:
-    dealt = order.lane_epoch(
+    dealt = lane_epoch(
         np.arange(10, dtype=np.int64), steps=5, rows_per_step=2, seed=0, epoch=0, lane=0, snapshot="golden"
     )
     assert dealt.rows.ravel().tolist() == GOLDEN_ORDER

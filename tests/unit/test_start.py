@@ -26,9 +26,9 @@ def test_scores_are_those_of_an_svd_up_to_sign_and_one_scale(blobs: torch.Tensor
 def test_sphere_codes_are_unit_and_ball_codes_fill_the_ball(blobs: torch.Tensor) -> None:
     source = TensorImages(blobs)
     start = PcaStart.fit(source, 5, SingleProcess())
-    sphere = start.codes(CodeConfig(dim=5), source, 0)
+    sphere = start.codes(CodeConfig(dim=5), source, np.arange(len(source.ids)), 0)
     torch.testing.assert_close(sphere.norm(dim=1), torch.ones(150).double())
-    norms = start.codes(CodeConfig(dim=5, projection="ball"), source, 0).norm(dim=1)
+    norms = start.codes(CodeConfig(dim=5, projection="ball"), source, np.arange(len(source.ids)), 0).norm(dim=1)
     assert 0.97 <= (norms <= 1).double().mean() <= 1
     assert norms.quantile(0.99) > 0.98
 
@@ -38,7 +38,7 @@ def test_dimensions_above_the_rank_get_small_noise() -> None:
     images[:, 0, 0, 0] = torch.arange(20) * 10
     source = TensorImages(images)
     start = PcaStart.fit(source, 4, SingleProcess())
-    codes = start.codes(CodeConfig(dim=4, projection="ball"), source, 0) * start.radius
+    codes = start.codes(CodeConfig(dim=4, projection="ball"), source, np.arange(len(source.ids)), 0) * start.radius
     assert codes[:, 0].std() > 0.5
     assert 0 < codes[:, 1:].abs().max() < 0.05
 

@@ -1,0 +1,224 @@
+"""A code table larger than memory: on disk, with the windows in use in memory.
+
+files (scratch, a column each) --read ahead--> slots of `window` rows --step--> slots --write back--> files
+
+An epoch visits the windows of a lane one after the other (`order.LaneOrder`), so that each row is read and written
+once an epoch, in runs of `window` rows. One thread does all of it in turn: a window is never read before what
+was changed in it is written.
+"""
+
+import itertools
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from glo_core.codes import CodeConfig, CodeTable, raw_name
+from glo_core.files import UserError
+from glo_core.hashing import Int64Array
+
+SLOTS_PER_LANE = 3
+"""The window in use, the one read ahead, and the one being written back"""
+
+
+class WindowedTable:
+    """Codes of the images of one rank, of which `SLOTS_PER_LANE` windows of each lane are in memory.
+
+    It offers what `CodeTable` offers to the loop; `held` is the table of the slots.
+    """
+
+    def __init__(
+        self,
+        config: CodeConfig,
+        ids: Int64Array,
+        first: Int64Array,
+        window: int,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        scratch: Path | None = None,
+    ) -> None:
+        """Make room for codes; their values are what `write` brings.
+
+        Args:
+            ids: image ids, int64 `[n]`, lane by lane.
+            first: first row of each lane, and the end, int64 `[lanes + 1]`.
+            window: rows of a window.
+            scratch: directory on a local disk (default: the system's temporary directory). The files have no
+                name there, and vanish with the process.
+        """
+        self.config, self.ids, self.window = config, ids, window
+        self._first = first
+        counts = -(-np.diff(first) // window)
+        self._number = np.concatenate([[0], np.cumsum(counts)])
+        starts = [np.arange(count) * window + start for start, count in zip(first[:-1], counts, strict=True)]
+        self._start = np.concatenate([*starts, [0]]).astype(np.int64)
+        lane_end = np.repeat(first[1:], counts)
+        self._end = np.minimum(self._start[:-1] + window, lane_end)
+        slots = min(SLOTS_PER_LANE * len(counts), max(int(counts.sum()), 1))
+        self.held = CodeTable(config, ids[:0], torch.zeros(slots * window, config.dim, device=device, dtype=dtype))
+        self._files = {name: _scratch_file(scratch, len(ids), column) for name, column in self.held.columns().items()}
+        self._slot = np.full(int(counts.sum()), -1, np.int64)
+        self._free = list(range(slots))
+        self._used: OrderedDict[int, int] = OrderedDict()
+        """Window -> slot, least recently used first"""
+        self._loading: dict[int, Future[None]] = {}
+        self._writing: list[Future[None]] = []
+        self._next: dict[int, int] = {}
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="codes")
+
+    # ---------------------------------------------------------------- for a step
+
+    def begin_epoch(self, windows: Sequence[Int64Array]) -> None:
+        """Learn in which order each lane will visit its windows, to read ahead."""
+        self._next = {}
+        for lane, visits in enumerate(windows):
+            numbers = (visits + self._number[lane]).tolist()
+            self._next.update(itertools.pairwise(numbers))
+
+    def bring(self, rows: Int64Array) -> torch.Tensor:
+        """Places of `rows` (int64 `[b]`) in `held`, after their windows are there. int64 `[b]`, on the device."""
+        lane = np.searchsorted(self._first, rows, side="right") - 1
+        inside = rows - self._first[lane]
+        number = self._number[lane] + inside // self.window
+        needed = np.unique(number).tolist()
+        for each in needed:
+            self._bring(each, needed)
+        for each in needed:
+            if each in self._loading:
+                self._loading.pop(each).result()
+                if (following := self._next.get(each)) is not None and following not in self._used:
+                    self._bring(following, needed)
+        places = self._slot[number] * self.window + inside % self.window
+        return torch.from_numpy(places).to(self.held.raw.device, non_blocking=True)
+
+    def _bring(self, number: int, needed: Sequence[int]) -> None:
+        """Have the I/O thread read a window, unless it is there; make room by writing another one back."""
+        if number in self._used:
+            self._used.move_to_end(number)
+            return
+        if not self._free:
+            victim = next((each for each in self._used if each not in needed and each not in self._loading), None)
+            if victim is None:
+                return  # Everything is in use: this was to be read ahead, and can wait.
+            self._write_back(victim)
+            self._free.append(self._used.pop(victim))
+            self._slot[victim] = -1
+        slot = self._used[number] = self._free.pop()
+        self._slot[number] = slot
+        self._loading[number] = self._pool.submit(self._load, number, slot)
+
+    def _write_back(self, number: int) -> None:
+        slot, event = int(self._slot[number]), None
+        if self.held.raw.is_cuda:  # The thread must not read what the device has not finished.
+            event = torch.cuda.Event()
+            event.record()
+        self._writing = [each for each in self._writing if not each.done() or each.result()]
+        self._writing.append(self._pool.submit(self._store, number, slot, event))
+
+    def _load(self, number: int, slot: int) -> None:
+        first, rows = int(self._start[number]), int(self._end[number] - self._start[number])
+        for name, column in self.held.columns().items():
+            _copy_in(column[slot * self.window : slot * self.window + rows], self._files[name], first)
+
+    def _store(self, number: int, slot: int, event: Any) -> None:
+        if event is not None:
+            event.synchronize()
+        first, rows = int(self._start[number]), int(self._end[number] - self._start[number])
+        for name, column in self.held.columns().items():
+            _copy_out(column[slot * self.window : slot * self.window + rows], self._files[name], first)
+
+    # ---------------------------------------------------------------- in runs of rows
+
+    def flush(self) -> None:
+        """Write every window in memory to the files."""
+        for number in self._used:
+            if number not in self._loading:
+                self._write_back(number)
+        writing, self._writing = self._writing, []
+        for each in writing:
+            each.result()
+
+    def read(self, first: int, last: int) -> dict[str, torch.Tensor]:
+        """Columns of a run of rows, in host memory; see `CodeTable.columns`."""
+        self.flush()
+        columns = {}
+        for name, column in self.held.columns().items():
+            into = torch.empty((last - first, *column.shape[1:]), dtype=column.dtype)
+            _copy_in(into, self._files[name], first)
+            columns[name] = into
+        return columns
+
+    def snapshot(self, into: CodeTable | None = None) -> "WindowedTable":
+        """Itself: the files are what can be read, until training goes on."""
+        self.flush()
+        return self
+
+    def write(self, first: int, columns: Mapping[str, torch.Tensor]) -> None:
+        """Set columns of a run of rows. What is in memory is forgotten."""
+        self.flush()
+        for number, slot in self._used.items():
+            if number in self._loading:
+                self._loading.pop(number).result()
+            self._slot[number] = -1
+            self._free.append(slot)
+        self._used.clear()
+        for name, values in columns.items():
+            _copy_out(values.to(self.held.columns()[name]), self._files[name], first)
+
+    def codes(self, rows: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        """Codes as the decoder receives them, `[rows, dim]`, on the device."""
+        if isinstance(rows, slice):
+            first, last, _ = rows.indices(len(self.ids))
+            raw = self.read(first, last)[raw_name(self.config)]
+            return self.held.project(raw.to(self.held.raw.device))
+        return self.held.codes(self.bring(rows.cpu().numpy()))
+
+
+def _scratch_file(directory: Path | None, rows: int, column: torch.Tensor) -> Any:
+    """A file without a name, with room for `rows` rows of a column."""
+    size = rows * column[:1].numel() * column.element_size()
+    try:
+        file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115, open as long as its table lives.
+        os.truncate(file.fileno(), size)
+    except OSError as error:
+        place = directory or tempfile.gettempdir()
+        raise UserError(f"scratch={place}: {os.strerror(error.errno or 0).lower()}; name a local disk") from None
+    return file
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    flat: Any = tensor.numpy().reshape(-1).view(np.uint8)
+    return memoryview(flat)
+
+
+def _copy_in(tensor: torch.Tensor, file: Any, row: int) -> None:
+    """Read `len(tensor)` rows from `row` on."""
+    host = tensor if tensor.device.type == "cpu" else torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    buffer, place = _bytes(host), row * tensor[:1].numel() * tensor.element_size()
+    while len(buffer):
+        count = os.preadv(file.fileno(), [buffer], place)
+        buffer, place = buffer[count:], place + count
+    if host is not tensor:
+        tensor.copy_(host)
+
+
+def _copy_out(tensor: torch.Tensor, file: Any, row: int) -> None:
+    """Write the rows of `tensor` from `row` on.
+
+    Raises:
+        UserError: if the disk is full.
+    """
+    buffer, place = _bytes(tensor.cpu().contiguous()), row * tensor[:1].numel() * tensor.element_size()
+    while len(buffer):
+        try:
+            count = os.pwritev(file.fileno(), [buffer], place)
+        except OSError as error:
+            raise UserError(f"scratch: {os.strerror(error.errno or 0).lower()}; name a larger disk") from None
+        buffer, place = buffer[count:], place + count

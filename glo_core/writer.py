@@ -1,0 +1,165 @@
+"""Checkpoints written on a thread while training goes on.
+
+a step's boundary: copy of the state -> thread of every rank: its shards, hashed | all ranks agree that
+all is written | rank 0 writes the mark, and deletes older ones
+"""
+
+import dataclasses
+import threading
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import save
+
+from glo_core.checkpoint import MARK, Position, prune, shard_name
+from glo_core.codes import CodeTable, Table, raw_name
+from glo_core.dataset import ImageSource, rows_of_shards
+from glo_core.files import FORMAT_VERSION, UserError, digest_file, replacing, write_bytes, write_json
+from glo_core.runtime import Runtime
+from glo_core.step import Learner
+
+Part = dict[str, Any]
+"""Name, bytes and BLAKE2b of a file"""
+
+
+class CheckpointWriter:
+    """Writes and commits `<run>/checkpoints/<images seen>`; every rank calls each method at the same step."""
+
+    def __init__(self, run: Path, images: ImageSource, runtime: Runtime, *, keep: int = 2) -> None:
+        """Write for `run`.
+
+        Args:
+            images: of this rank; its shards are this rank's parts.
+            keep: how many committed checkpoints to leave, besides the best.
+        """
+        self.run, self.images, self.runtime, self.keep = run, images, runtime, keep
+        self._copy: CodeTable | None = None
+        self._thread: threading.Thread | None = None
+        self._parts: list[Part] = []
+        self._error: BaseException | None = None
+        self._record: dict[str, Any] = {}
+
+    @property
+    def written(self) -> bool:
+        """Whether this rank's thread has ended, well or not."""
+        return self._thread is not None and not self._thread.is_alive()
+
+    def begin(self, learner: Learner, position: Position, train_psnr: float | None = None) -> None:
+        """Copy the state and let a thread write it; waits for an earlier one first.
+
+        Raises:
+            UserError: if the earlier one could not be written.
+        """
+        self.finish()
+        if self.runtime.gather((self.run / "checkpoints" / str(position.images_seen) / MARK).exists())[0]:
+            return  # Committed before the interruption: whatever is finished is not written again.
+        config = learner.config
+        self._record = {
+            "format_version": FORMAT_VERSION,
+            "position": dataclasses.asdict(position),
+            "snapshot": self.images.snapshot,
+            "code_shards": self.images.code_shards,
+            "code_dim": config.code.dim,
+            "projection": config.code.projection,
+            "code_optimizer": config.code.optimizer,
+            "precision": config.precision,
+            "train_psnr": train_psnr,
+        }
+        table = learner.table.snapshot(self._copy)
+        self._copy = table if isinstance(table, CodeTable) else None
+        files = _decoder_files(learner) if self.runtime.rank == 0 else {}
+        self._parts, self._error = [], None
+        self._thread = threading.Thread(target=self._write, args=(self._directory, table, files), daemon=True)
+        self._thread.start()
+        if self._copy is None:  # Read from the files that the next step would change.
+            self.finish()
+
+    @property
+    def _directory(self) -> Path:
+        return self.run / "checkpoints" / str(self._record["position"]["images_seen"])
+
+    def _write(self, directory: Path, table: Table, files: dict[str, Any]) -> None:
+        try:
+            for shard, (first, last) in rows_of_shards(self.images).items():
+                self._parts.append(_write_shard(directory, table, shard, first, last))
+            for name, content in files.items():
+                if name.endswith(".json"):
+                    write_json(directory / name, content)
+                else:
+                    write_bytes(directory / name, save(content))
+                self._parts.append(_part(directory, name))
+        except BaseException as error:
+            self._error = error
+
+    def finish(self) -> None:
+        """Wait for the thread of every rank and commit; nothing if none is running.
+
+        Raises:
+            UserError: on every rank, if a rank could not write its parts.
+        """
+        if self._thread is None:
+            return
+        self._thread.join()
+        self._thread = None
+        failure = "" if self._error is None else str(self._error) or type(self._error).__name__
+        gathered = self.runtime.gather((self._record["position"], self._parts, failure))
+        if self._error is not None and not isinstance(self._error, UserError):
+            raise self._error
+        for _, _, complaint in gathered:
+            if complaint:
+                raise UserError(complaint)
+        if self.runtime.rank == 0:
+            if any(where != gathered[0][0] for where, _, _ in gathered):
+                raise RuntimeError(f"ranks are at different positions: {[where for where, _, _ in gathered]}")
+            parts = {part["name"]: part for _, of_rank, _ in gathered for part in of_rank}
+            write_json(self._directory / MARK, {**self._record, "parts": parts})
+            prune(self.run, self.keep)
+        self.runtime.gather(None)
+
+
+def _part(directory: Path, name: str) -> Part:
+    path = directory / name
+    return {"name": name, "bytes": path.stat().st_size, "blake2b": digest_file(path)}
+
+
+def _decoder_files(learner: Learner) -> dict[str, Any]:
+    """Content of the decoder's files, copied: JSON records and tensors by name."""
+    decoder = learner.decoder
+    shape = {"code_dim": decoder.code_dim, "resolution": decoder.resolution, "channels": decoder.channels}
+    names = [name for name, _ in decoder.named_parameters()]
+    state = learner.optimizer.state_dict()["state"]
+    optimizer = {f"{names[i]}/{key}": value for i, values in state.items() for key, value in values.items()}
+    return {
+        "decoder.json": {
+            "format_version": FORMAT_VERSION, "config": dataclasses.asdict(learner.config.decoder), **shape,
+        },
+        "decoder.safetensors": _row_major(decoder.state_dict()),
+        "averaged.safetensors": _row_major(learner.averaged.decoder.state_dict()),
+        "optimizer.safetensors": _row_major(optimizer),
+    }  # fmt: skip
+
+
+def _row_major(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies on the CPU. Safetensors keeps plain row-major tensors: the memory format is the device's business."""
+    return {
+        name: value.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
+        for name, value in tensors.items()
+    }
+
+
+def _write_shard(directory: Path, table: Table, shard: int, first: int, last: int) -> Part:
+    columns = table.read(first, last)
+    raw = columns[raw_name(table.config)]
+    arrays = {"image_id": pa.array(table.ids[first:last])}
+    for name, column in {"code": table.held.project(raw), **columns}.items():
+        values = column.numpy()
+        flat = pa.array(values.reshape(-1))
+        arrays[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1]) if values.ndim == 2 else flat
+    name = shard_name(shard)
+    with replacing(directory / name) as temporary:
+        # No two floats are alike: a dictionary of them would only cost time.
+        pq.write_table(pa.table(arrays), temporary, compression="none", use_dictionary=False)
+    return _part(directory, name)
