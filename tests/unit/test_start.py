@@ -47,7 +47,7 @@ def test_the_mean_image_does_not_start_at_zero() -> None:
     images = torch.zeros(3, 8, 8, 1, dtype=torch.uint8)
     images[:, 0, 0, 0] = torch.tensor([0, 100, 200])
     source = TensorImages(images)
-    codes = PcaStart.fit(source, 1, SingleProcess()).codes(CodeConfig(dim=1), source, 0)
+    codes = PcaStart.fit(source, 1, SingleProcess()).codes(CodeConfig(dim=1), source, np.arange(3), 0)
     torch.testing.assert_close(codes.norm(dim=1), torch.ones(3).double())
 
 
