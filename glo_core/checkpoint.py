@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from glo_core.codes import Table
+from glo_core.codes import Table, raw_name
 from glo_core.dataset import ImageSource, rows_of_shards
 from glo_core.decoder import DecoderConfig, SeedDecoder
 from glo_core.files import UserError, digest_file, digest_json, read_json, read_parquet, read_tensors
+from glo_core.growth import Growth
 from glo_core.hashing import Int64Array
 from glo_core.step import Learner
 
@@ -143,7 +144,7 @@ class Checkpoint:
         order = np.argsort(ids)
         return ids[order], np.concatenate([shard["code"] for shard in shards])[order]
 
-    def restore(self, learner: Learner, images: ImageSource) -> None:
+    def restore(self, learner: Learner, images: ImageSource) -> Growth:
         """Bring `learner` to this checkpoint's state. Rows of `images` that it does not hold keep their start."""
         learner.decoder.load_state_dict(self.tensors("decoder"))
         learner.averaged.decoder.load_state_dict(self.tensors("averaged"))
@@ -158,13 +159,19 @@ class Checkpoint:
                 value = torch.empty_like(parameter, requires_grad=False).copy_(value)
             state.setdefault(names[name], {})[slot] = value
         learner.optimizer.load_state_dict({**learner.optimizer.state_dict(), "state": state})
+        growth = Growth(self.code_dim)
         for shard, (first, last) in rows_of_shards(images).items():
-            self._restore_shard(learner.table, shard, first, last)
+            self._restore_shard(learner.table, shard, first, last, growth)
+        return growth
 
-    def _restore_shard(self, table: Table, shard: int, first: int, last: int) -> None:
+    def _restore_shard(self, table: Table, shard: int, first: int, last: int, growth: Growth) -> None:
         stored = self.shard(shard)
         _, here, there = np.intersect1d(table.ids[first:last], stored["image_id"], return_indices=True)
-        columns = table.read(first, last)
+        columns, name_of_raw = table.read(first, last), raw_name(table.config)
+        start = columns[name_of_raw][torch.from_numpy(here)].clone()
         for name, column in columns.items():
             column[torch.from_numpy(here)] = torch.from_numpy(stored[name][there]).to(column)
+        growth.meet(
+            start, torch.from_numpy(stored[name_of_raw][there]), first + np.delete(np.arange(last - first), here)
+        )
         table.write(first, columns)

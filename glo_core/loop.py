@@ -315,7 +315,7 @@ def _restore(learner: Learner, epochs: Epochs, phase: Phase, run: Path | None) -
             f"{checkpoint.directory}: has other codes ({'; '.join(differences(held, asked))}); "
             "give the old values, or another run directory"
         )
-    checkpoint.restore(learner, epochs.images)
+    growth = checkpoint.restore(learner, epochs.images)
     position = checkpoint.position
     if position.phase == phase.number:
         if checkpoint.snapshot != epochs.snapshot or position.step >= epochs.steps:
@@ -324,6 +324,7 @@ def _restore(learner: Learner, epochs: Epochs, phase: Phase, run: Path | None) -
                 f"{checkpoint.snapshot[:12]}, step {position.step} of an epoch); give the ones it was trained with"
             )
         return position
+    growth.start_new_rows(learner, epochs.images)
     # A new phase begins at an epoch's boundary.
     return Position(images_seen=position.images_seen, phase=phase.number, epoch=position.epoch + 1)
 

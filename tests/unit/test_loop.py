@@ -1,6 +1,7 @@
 """Training in one process, without Ray: the loop, the clock, resuming, and what a notebook user types."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 import glo_core as glo
 from glo_core import loop
 from glo_core.checkpoint import committed
+from glo_core.growth import Growth
 from glo_core.loop import Epochs, too_many_workers
+from glo_core.losses import to_target, to_unit
 from glo_core.windows import WindowedTable
 
 CONFIG = glo.TrainConfig(
@@ -137,6 +140,34 @@ def test_rows_that_arrive_later_start_from_the_kept_basis(blobs: torch.Tensor, t
     assert min(updates[i] for i in range(100)) >= int(first.table.num_updates.min())
     assert max(updates[i] for i in range(100, 150)) <= 1
     torch.testing.assert_close(second.table.codes().norm(dim=1), torch.ones(150))
+
+
+@pytest.mark.parametrize(("start", "window"), [("pca", 0), ("random", 0), ("pca", 3)])
+def test_new_rows_start_where_the_decoder_shows_them(
+    blobs: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str, window: int
+) -> None:
+    config = dataclasses.replace(CONFIG, window=window, code=dataclasses.replace(CONFIG.code, start=start))
+    first = glo.train(config, glo.TensorImages(blobs[:100]), glo.Phase(target=6000), run=tmp_path / "0")
+    before = dict(zip(first.table.ids.tolist(), first.table.codes(), strict=True))
+    grown = glo.TensorImages(blobs)
+
+    def psnr_after_one_step(run: str) -> tuple[float, float]:
+        shutil.copytree(tmp_path / "0", tmp_path / run)
+        after = glo.train(config, grown, glo.Phase(number=1, start=6000, target=6001), run=tmp_path / run)
+        codes = after.table.codes()
+        kept = [row for row, i in enumerate(after.table.ids.tolist()) if i < 100 and torch.equal(codes[row], before[i])]
+        assert len(kept) >= 100 - CONFIG.batch_size  # Only rows of the one batch have moved.
+        with torch.no_grad():
+            error = to_unit(after.decoder(codes)) - to_unit(to_target(grown.gather(np.arange(150)), torch.float32))
+        squared = error.square().flatten(1).mean(1)
+        old = torch.from_numpy(after.table.ids < 100)
+        return -10 * float(squared[old].mean().log10()), -10 * float(squared[~old].mean().log10())
+
+    old, new = psnr_after_one_step("grown")
+    assert new > old - 3
+    monkeypatch.setattr(Growth, "start_new_rows", lambda *_: 0)
+    _, plain = psnr_after_one_step("plain")
+    assert new > plain + 1  # Principal components are a fair start already.
 
 
 def test_a_diverging_run_stops_in_one_line(blobs: torch.Tensor) -> None:
