@@ -10,14 +10,18 @@ import numpy as np
 import torch
 
 from glo_core import order
+from glo_core.cache import Cache, cached
 from glo_core.checkpoint import Checkpoint, Position, committed, sweep_uncommitted
-from glo_core.codes import CodeTable, Table, raw_name
+from glo_core.codes import PROJECTIONS, CodeTable, Table, raw_name
 from glo_core.config import Config
 from glo_core.dataset import ImageSource
 from glo_core.decoder import SeedDecoder
 from glo_core.files import UserError, differences, write_bytes, write_json
+from glo_core.grid import grid, in_rows
+from glo_core.hashing import key64, normal
 from glo_core.meter import DivergedError, Meter
 from glo_core.metrics import pca_psnr, reconstruction_psnr
+from glo_core.render import decode_codes
 from glo_core.runtime import Agreement, Metrics, Runtime, SingleProcess
 from glo_core.start import PcaStart, chunks_of_rows, random_codes
 from glo_core.step import DTYPES, Batch, Learner, TrainConfig
@@ -26,6 +30,8 @@ from glo_core.writer import CheckpointWriter
 
 STATISTICS_STEPS = 32
 """Batches over which the averaged decoder's running statistics are recomputed."""
+SHOWN = 16
+"""Images in a row of a training picture."""
 DEALT_STEPS = 256
 """Steps whose rows are dealt together."""
 AGREE_STEPS = 8
@@ -60,9 +66,11 @@ class Intervals(Config):
 
     report: int = 10_000
     checkpoint: int = 100_000
+    grid: int = 100_000
+    """Pictures of the same images and of the same random codes"""
 
     def __post_init__(self) -> None:
-        for name in ("report", "checkpoint"):
+        for name in ("report", "checkpoint", "grid"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` interval (={getattr(self, name)}) must be at least 1 image")
 
@@ -84,8 +92,8 @@ class Trained:
 class Epochs:
     """This rank's share of the order of training."""
 
-    def __init__(self, config: TrainConfig, images: ImageSource, runtime: Runtime) -> None:
-        """Share `images` (all shards) out by lanes.
+    def __init__(self, config: TrainConfig, images: ImageSource, runtime: Runtime, cache: Cache = "disk") -> None:
+        """Share `images` (all shards) out by lanes, and keep this rank's where `cache` says.
 
         Raises:
             UserError: if there are more ranks than lanes, or no images.
@@ -99,7 +107,8 @@ class Epochs:
         shards = [
             order.shards_of_lane(int(lane), code_shards=images.code_shards, lanes=self.lanes) for lane in self.mine
         ]
-        self.images = images.select([int(shard) for of_lane in shards for shard in of_lane])
+        mine = images.select([int(shard) for of_lane in shards for shard in of_lane])
+        self.images = cached(mine, cache, runtime.device, runtime.world_size)
         lane_of_row = self.images.ids % self.lanes
         sizes = torch.zeros(self.lanes, dtype=torch.int64)
         sizes += torch.from_numpy(np.bincount(lane_of_row, minlength=self.lanes))
@@ -196,6 +205,7 @@ def train(
     run: Path | None = None,
     intervals: Intervals | None = None,
     scratch: Path | None = None,
+    cache: Cache = "auto",
 ) -> Trained:
     """Train to the phase's target, going on from the run's newest checkpoint if there is one.
 
@@ -203,6 +213,7 @@ def train(
         images: all shards; each rank keeps those of its lanes.
         run: directory of checkpoints and metrics; None keeps everything in memory.
         scratch: directory on a local disk for codes that `config.window` keeps out of memory.
+        cache: where each rank's images lie; "auto" takes the fastest place that has room.
 
     Raises:
         UserError: if the checkpoint is damaged, the loss is no longer finite, or the disk is full.
@@ -210,7 +221,7 @@ def train(
     runtime, intervals = runtime or SingleProcess(), intervals or Intervals()
 
     # Order, start and state.
-    epochs = Epochs(config, images, runtime)
+    epochs = Epochs(config, images, runtime, cache)
     learner = Learner(config, epochs.images, epochs.table(runtime, run, scratch), runtime)
     position = _restore(learner, epochs, phase, run)
     meter = Meter(learner)
@@ -255,6 +266,8 @@ def train(
                     break
                 if _crossed(before, position, intervals.checkpoint):
                     checkpoint()
+                if runtime.shows_pictures and _crossed(before, position, intervals.grid):
+                    _show(learner, epochs, position)
 
         # The end: a checkpoint, and the figures over one full pass.
         checkpoint()
@@ -342,6 +355,22 @@ def _advance(position: Position, epochs: Epochs) -> Position:
 
 def _crossed(before: Position, after: Position, interval: int) -> bool:
     return after.images_seen // interval > before.images_seen // interval
+
+
+def _show(learner: Learner, epochs: Epochs, position: Position) -> None:
+    """Pictures of the first images of lane 0 beside their reconstructions, and of the same random codes each time."""
+    config, runtime, table = learner.config, learner.runtime, learner.table
+    decoder = learner.averaged.decoder
+    learner.averaged.refresh_statistics(_statistics_batches(table, epochs), runtime)
+    if runtime.rank:
+        return
+    shown = int(min(SHOWN, epochs.first[1])) or min(SHOWN, len(epochs.images.ids))
+    originals = epochs.images.gather(np.arange(shown)).cpu().numpy()
+    pairs = [originals, decode_codes(decoder, table.codes(slice(0, shown)))]
+    runtime.picture(position.images_seen, "training_reconstructions", grid(pairs))
+    noise = torch.from_numpy(normal(key64("shown", config.seed), np.arange(2 * SHOWN), config.code.dim))
+    codes = PROJECTIONS[config.code.projection](noise / config.code.dim**0.5)
+    runtime.picture(position.images_seen, "training_samples", grid(in_rows(decode_codes(decoder, codes), SHOWN)))
 
 
 def _statistics_batches(table: Table, epochs: Epochs) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

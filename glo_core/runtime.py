@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from PIL import Image
 
 Metrics = dict[str, float]
 
@@ -30,6 +31,13 @@ class Runtime(Protocol):
         """Hand metrics to whoever tracks the run; called on rank 0."""
         ...
 
+    shows_pictures: bool
+    """Whether anybody looks at pictures; the same on every rank"""
+
+    def picture(self, images_seen: int, name: str, picture: Image.Image) -> None:
+        """Hand over one picture of the series `name`; called on rank 0."""
+        ...
+
     def stop_requested(self) -> bool:
         """True once somebody asked this rank to end with a checkpoint."""
         ...
@@ -44,9 +52,11 @@ class SingleProcess:
         self,
         device: str | torch.device = "cpu",
         on_report: Callable[[int, Metrics], None] | None = None,
+        on_picture: Callable[[int, str, Image.Image], None] | None = None,
     ) -> None:
         self.device = torch.device(device)
-        self.on_report = on_report
+        self.on_report, self.on_picture = on_report, on_picture
+        self.shows_pictures = on_picture is not None
         self.stop = False
 
     def all_sum(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -62,6 +72,10 @@ class SingleProcess:
         if self.on_report:
             self.on_report(images_seen, metrics)
 
+    def picture(self, images_seen: int, name: str, picture: Image.Image) -> None:
+        if self.on_picture:
+            self.on_picture(images_seen, name, picture)
+
     def stop_requested(self) -> bool:
         return self.stop
 
@@ -73,8 +87,9 @@ class TorchDistributed(SingleProcess):
         self,
         device: str | torch.device = "cpu",
         on_report: Callable[[int, Metrics], None] | None = None,
+        on_picture: Callable[[int, str, Image.Image], None] | None = None,
     ) -> None:
-        super().__init__(device, on_report)
+        super().__init__(device, on_report, on_picture)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
 
     def all_sum(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -86,7 +86,7 @@ class PcaStart:
 
     def scores(self, pixels: torch.Tensor) -> torch.Tensor:
         """Scaled scores of reduced images `[n, pixels]`, float64 `[n, dim]`; their mean squared norm is 1."""
-        return (pixels - self.mean) @ self.components / self.scale
+        return (pixels.to(self.mean) - self.mean) @ self.components / self.scale
 
     def _norm_quantile(self, images: ImageSource, quantile: float, runtime: Runtime) -> torch.Tensor:
         # A histogram merges over ranks exactly; norms are about 1, so bins of 2^-12 up to 16 hold them.

@@ -4,6 +4,8 @@ rank 0 --metrics--> Desk (an actor) --> driver: progress.jsonl, MLflow, progress
 driver: Ctrl-C --> Desk --> rank 0 --> every rank, at the same step
 """
 
+import contextlib
+import io
 import json
 import signal
 import threading
@@ -14,8 +16,10 @@ from typing import Any
 
 import ray
 import torch
+from PIL import Image
 from tqdm import tqdm
 
+from glo_core.files import write_bytes
 from glo_core.runtime import Metrics, TorchDistributed
 from pipelines.stage import Stage
 
@@ -23,11 +27,16 @@ Report = tuple[int, int, Metrics]
 """Milliseconds since 1970, images seen, metrics."""
 
 
+Picture = tuple[int, str, bytes]
+"""Images seen, name of the series, a PNG file"""
+
+
 class Desk:
     """An actor between the driver and the ranks: metrics one way, the wish to stop the other."""
 
     def __init__(self) -> None:
         self.reports: list[Report] = []
+        self.pictures: list[Picture] = []
         self.stop = False
         self.failed = ""
 
@@ -36,6 +45,13 @@ class Desk:
 
     def take(self) -> list[Report]:
         taken, self.reports = self.reports, []
+        return taken
+
+    def put_picture(self, picture: Picture) -> None:
+        self.pictures.append(picture)
+
+    def take_pictures(self) -> list[Picture]:
+        taken, self.pictures = self.pictures, []
         return taken
 
     def request_stop(self) -> None:
@@ -58,10 +74,16 @@ class RayRuntime(TorchDistributed):
     def __init__(self, device: torch.device, desk: Any) -> None:
         super().__init__(device)
         self.desk = desk
+        self.shows_pictures = True
         self._answer: Any = None
 
     def report(self, images_seen: int, metrics: Metrics) -> None:
         ray.get(self.desk.put.remote((int(time.time() * 1000), images_seen, metrics)))
+
+    def picture(self, images_seen: int, name: str, picture: Image.Image) -> None:
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        self.desk.put_picture.remote((images_seen, name, file.getvalue()))
 
     def stop_requested(self) -> bool:
         # Rank 0 asks, and training does not wait for the answer: it is read when it has come.
@@ -111,6 +133,8 @@ def following(desk: Any, stage: Stage, target: int) -> Iterator[None]:
                 last = ended.wait(1.0)
                 reports = ray.get(desk.take.remote())
                 _show(reports, bar, log)
+                for picture in ray.get(desk.take_pictures.remote()):
+                    _keep(picture, stage)
                 unsent = _send([*unsent, *reports], stage, bar, last)
                 if last:
                     return
@@ -131,6 +155,15 @@ def _show(reports: list[Report], bar: Any, log: Any) -> None:
             bar.set_postfix(loss=f"{metrics['loss']:.4f}", psnr=f"{metrics['train_psnr']:.2f}", refresh=False)
             bar.update(images_seen - bar.n)
     log.flush()
+
+
+def _keep(picture: Picture, stage: Stage) -> None:
+    """Put a picture below the run's grids and into MLflow; the file is there whether or not MLflow answers."""
+    images_seen, name, png = picture
+    path = stage.directory / "grids" / str(images_seen) / f"{name}.png"
+    write_bytes(path, png)
+    with contextlib.suppress(Exception):  # Training must not die of its tracker.
+        stage.tracker.image(path, images_seen)
 
 
 def _send(reports: list[Report], stage: Stage, bar: Any, last: bool) -> list[Report]:

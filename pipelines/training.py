@@ -22,6 +22,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from glo_core import order
+from glo_core.cache import Cache
 from glo_core.checkpoint import Checkpoint, committed
 from glo_core.dataset import Dataset
 from glo_core.decoder import SeedDecoder, num_parameters
@@ -49,6 +50,10 @@ class TrainSettings(TrainConfig):
     """CPUs of each worker; 0 for an even share of the cluster's"""
     max_failures: int = 3
     """Lost workers after which training gives up; each time it goes on from the last checkpoint"""
+    cache: Cache = "auto"
+    """Where images lie: on the device, in host memory, or in their mapped blocks; auto takes the fastest with room"""
+    scratch: Path | None = None
+    """Directory on each node's local disk for codes that `window` keeps out of memory (default: the temporary one)"""
     intervals: Intervals = dataclasses.field(default_factory=Intervals)
 
     def __post_init__(self) -> None:
@@ -192,6 +197,8 @@ def _fit(job: TrainJob, stage: Stage, phase: Phase, snapshot: str, resources: di
         "snapshot": snapshot,
         "run": str(job.run),
         "desk": desk,
+        "scratch": job.scratch,
+        "cache": job.cache,
         "threads": max(1, int(resources["CPU"])),
     }
     # Ray Train wants a place of its own, and is never the keeper of a checkpoint.
@@ -265,6 +272,8 @@ def train_worker(arguments: dict[str, Any]) -> None:
             runtime=runtime,
             run=Path(arguments["run"]),
             intervals=arguments["intervals"],
+            scratch=arguments["scratch"],
+            cache=arguments["cache"],
         )
     except UserError as error:
         ray.get(desk.fail.remote(str(error)))

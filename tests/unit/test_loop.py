@@ -3,14 +3,18 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import glo_core as glo
 from glo_core import loop
+from glo_core.cache import ResidentImages, cached
 from glo_core.checkpoint import committed
+from glo_core.grid import GAP
 from glo_core.growth import Growth
 from glo_core.loop import Epochs, too_many_workers
 from glo_core.losses import to_target, to_unit
@@ -78,6 +82,18 @@ def test_stopped_and_resumed_is_bitwise_undisturbed(
     second = glo.train(config, images, phase, run=tmp_path / "parts")
     assert second.finished
     assert same(whole, second)
+
+
+@pytest.mark.parametrize("cache", ["device", "host", "disk", "auto"])
+def test_the_result_does_not_depend_on_where_the_images_lie(
+    blobs: torch.Tensor, tmp_path: Path, cache: Literal["auto", "device", "host", "disk"]
+) -> None:
+    images, phase = glo.TensorImages(blobs), glo.Phase(target=400)
+    assert same(glo.train(CONFIG, images, phase), glo.train(CONFIG, images, phase, cache=cache))
+    resident = cached(images, cache, torch.device("cpu"))
+    rows = np.array([3, 149, 3, 0])
+    assert torch.equal(resident.gather(rows), images.gather(rows))
+    assert isinstance(resident, ResidentImages) == (cache != "disk")
 
 
 WINDOWED = dataclasses.replace(CONFIG, batch_size=8, window=5)
@@ -168,6 +184,26 @@ def test_new_rows_start_where_the_decoder_shows_them(
     monkeypatch.setattr(Growth, "start_new_rows", lambda *_: 0)
     _, plain = psnr_after_one_step("plain")
     assert new > plain + 1  # Principal components are a fair start already.
+
+
+def test_pictures_show_the_same_images_upright_as_training_goes_on(blobs: torch.Tensor) -> None:
+    pictures: list[tuple[int, str, Image.Image]] = []
+    runtime = glo.SingleProcess(on_picture=lambda *picture: pictures.append(picture))
+    images = glo.TensorImages(blobs)
+    trained = glo.train(CONFIG, images, glo.Phase(target=6000), runtime=runtime, intervals=glo.Intervals(grid=2000))
+    assert [(seen // 2000, name) for seen, name, _ in pictures] == [
+        (k, f"training_{name}") for k in (1, 2) for name in ("reconstructions", "samples")
+    ]
+    first, last = (np.asarray(picture).astype(float) for _, name, picture in pictures if name.endswith("structions"))
+    lane_0 = images.select([0])
+    assert len(lane_0.ids) < loop.SHOWN  # Here lanes are shorter than a row of the picture.
+    side = images.resolution
+    assert np.array_equal(first[:side, :side], lane_0.gather(np.array([0]))[0, :, :, 0].numpy())
+    assert np.array_equal(first[:side], last[:side])
+    # The second row comes closer to the first one.
+    errors = [np.square(picture[:side] - picture[side + GAP :]).mean() for picture in (first, last)]
+    assert errors[1] < errors[0]
+    assert trained.finished
 
 
 def test_a_diverging_run_stops_in_one_line(blobs: torch.Tensor) -> None:
