@@ -1,6 +1,7 @@
 """Training in one process, without Ray: the loop, the clock, resuming, and what a notebook user types."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,7 @@ from glo_core.growth import Growth
 from glo_core.loop import Epochs, too_many_workers
 from glo_core.losses import to_target, to_unit
 from glo_core.windows import WindowedTable
+from tests.golden import losses
 
 CONFIG = glo.TrainConfig(
     batch_size=32,
@@ -263,3 +265,9 @@ def test_the_average_forgets_the_start_and_refreshes_its_statistics(blobs: torch
     with torch.no_grad():
         features = trained.decoder.convolutions[0](trained.table.codes()[:, :, None, None])
     np.testing.assert_allclose(running, features.mean(dim=(0, 2, 3)), atol=2e-3)
+
+
+def test_a_hundred_losses_in_float64_are_those_of_earlier_versions() -> None:
+    golden = json.loads(losses.FILE.read_text())
+    assert len(golden) == losses.STEPS
+    np.testing.assert_allclose(losses.losses(), golden, rtol=1e-9)

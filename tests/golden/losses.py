@@ -1,0 +1,44 @@
+"""The losses of 100 steps in float64: `python -m tests.golden.losses` writes them anew."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import glo_core as glo
+from glo_core.runtime import Metrics
+
+FILE = Path(__file__).parent / "losses.json"
+STEPS, BATCH = 100, 24
+
+
+def losses() -> list[float]:
+    """Mean loss of each step: unequal lanes, padding, batch norm, PCA start, cosine; 150 noisy images of 16 px."""
+    random = np.random.default_rng(0)
+    smooth = random.integers(0, 256, (150, 4, 4, 1)).repeat(4, axis=1).repeat(4, axis=2)
+    images = torch.from_numpy((0.8 * smooth + random.integers(0, 50, (150, 16, 16, 1))).astype(np.uint8))
+    config = glo.TrainConfig(
+        batch_size=BATCH,
+        precision="float64",
+        code=glo.CodeConfig(dim=6),
+        decoder=glo.DecoderConfig(filters=(16, 8)),
+    )
+    found: list[float] = []
+
+    def on_report(_: int, metrics: Metrics) -> None:
+        if "loss" in metrics:
+            found.append(metrics["loss"])
+
+    glo.train(
+        config,
+        glo.TensorImages(images),
+        glo.Phase(target=STEPS * BATCH),
+        runtime=glo.SingleProcess(on_report=on_report),
+        intervals=glo.Intervals(report=1),
+    )
+    return found[:STEPS]
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps(losses(), indent=0) + "\n")
