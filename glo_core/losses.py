@@ -7,7 +7,8 @@ import torch
 
 def mse(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Mean squared error of each image, `[b]`."""
-    return (prediction - target).square().flatten(1).mean(1)
+    # Not flattened: that would copy channels-last images, and hand their layout's opposite to the backward pass.
+    return (prediction - target).square().mean(dim=(1, 2, 3))
 
 
 def pairwise(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -16,9 +17,9 @@ def pairwise(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     With d = prediction - target over the n values of an image, 2 sum(d^2) / (n - 1) - 2 sum(d)^2 / (n (n - 1)),
     which is twice the variance of d: a uniform shift of brightness costs nothing.
     """
-    difference = (prediction - target).flatten(1)
-    n = difference.shape[1]
-    return 2 * difference.square().sum(1) / (n - 1) - 2 * difference.sum(1).square() / (n * (n - 1))
+    difference = prediction - target
+    n, pixels = difference[0].numel(), (1, 2, 3)
+    return 2 * difference.square().sum(pixels) / (n - 1) - 2 * difference.sum(pixels).square() / (n * (n - 1))
 
 
 LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {"mse": mse, "pairwise": pairwise}

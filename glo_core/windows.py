@@ -112,6 +112,9 @@ class WindowedTable:
             self._slot[victim] = -1
         slot = self._used[number] = self._free.pop()
         self._slot[number] = slot
+        first, rows = int(self._start[number]), int(self._end[number] - self._start[number])
+        for name, column in self.held.columns().items():  # The kernel reads while the thread is busy with others.
+            _will_need(column[slot * self.window : slot * self.window + rows], self._files[name], first)
         self._loading[number] = self._pool.submit(self._load, number, slot)
 
     def _write_back(self, number: int) -> None:
@@ -196,6 +199,14 @@ def _scratch_file(directory: Path | None, rows: int, column: torch.Tensor) -> An
 def _bytes(tensor: torch.Tensor) -> memoryview:
     flat: Any = tensor.numpy().reshape(-1).view(np.uint8)
     return memoryview(flat)
+
+
+def _will_need(tensor: torch.Tensor, file: Any, row: int) -> None:
+    """Announce a `_copy_in`, to systems that take notice."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    row_bytes = tensor[:1].numel() * tensor.element_size()
+    os.posix_fadvise(file.fileno(), row * row_bytes, len(tensor) * row_bytes, os.POSIX_FADV_WILLNEED)
 
 
 def _copy_in(tensor: torch.Tensor, file: Any, row: int) -> None:
