@@ -85,6 +85,7 @@ def open_stage(
     *,
     root: Path,
     identity: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
     inputs: Mapping[str, Input],
     tracking: TrackingConfig,
 ) -> Iterator[Stage]:
@@ -93,6 +94,7 @@ def open_stage(
     Args:
         root: home of the default MLflow database.
         identity: whatever decides the result; never paths, worker counts or devices.
+        defaults: what a record of an older version, which did not have a key yet, had in its place.
 
     Raises:
         UserError: if the directory is in use, or holds the outcome of another recipe or of other inputs.
@@ -106,7 +108,7 @@ def open_stage(
             "inputs": {k: v.digest for k, v in inputs.items()},
         }
         if record:
-            _compare(directory, record, asked)
+            _compare(directory, record, asked, defaults or {})
         done_path = directory / "done.json"
         stage = Stage(
             name,
@@ -133,7 +135,7 @@ def open_stage(
             raise
 
 
-def _compare(directory: Path, record: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def _compare(directory: Path, record: Mapping[str, Any], asked: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     if record["stage"] != asked["stage"]:
         raise UserError(
             f"{directory}: holds the outcome of {record['stage']}, not of {asked['stage']}; give another directory"
@@ -144,12 +146,22 @@ def _compare(directory: Path, record: Mapping[str, Any], asked: Mapping[str, Any
             f"{directory}: was made from other inputs ({'; '.join(changed)}); "
             "give the ones it was made from, or another directory"
         )
-    changed = differences(record["identity"], asked["identity"])
+    changed = differences(_completed(record["identity"], defaults), asked["identity"])
     if changed:
         raise UserError(
             f"{directory}: was made with another recipe ({'; '.join(changed)}); "
             "use the old values or another directory, or delete this one"
         )
+
+
+def _completed(record: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`record` with the keys that only `defaults` has, at every depth."""
+    nested = {
+        key: _completed(value, defaults[key])
+        for key, value in record.items()
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict)
+    }
+    return {**defaults, **record, **nested}
 
 
 def identity_of(config: Any, owner: type) -> dict[str, Any]:

@@ -89,6 +89,7 @@ def run_training(job: TrainJob) -> dict[str, Any]:
         job.run,
         root=job.run.parent,
         identity=identity_of(job, TrainConfig),
+        defaults=identity_of(TrainConfig(), TrainConfig),
         inputs=inputs,
         tracking=job,
     ) as stage:
