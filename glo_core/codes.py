@@ -131,6 +131,10 @@ class Table(Protocol):
         """Places in `held` of `rows` (int64 `[b]`), int64 `[b]` on the device."""
         ...
 
+    def runs(self, rows: Int64Array, limit: int) -> list[Int64Array]:
+        """`rows` in pieces that `bring` can bring at once, of at most `limit` rows."""
+        ...
+
     def read(self, first: int, last: int) -> dict[str, torch.Tensor]:
         """All columns of a run of rows, in host memory, by the format's names."""
         ...
@@ -180,6 +184,9 @@ class CodeTable:
 
     def bring(self, rows: Int64Array) -> torch.Tensor:
         return torch.from_numpy(rows).to(self.raw.device, non_blocking=True)
+
+    def runs(self, rows: Int64Array, limit: int) -> list[Int64Array]:
+        return [rows[start : start + limit] for start in range(0, len(rows), limit)]
 
     def read(self, first: int, last: int) -> dict[str, torch.Tensor]:
         return {name: column[first:last].cpu() for name, column in self.columns().items()}

@@ -56,9 +56,8 @@ class Growth:
             return 0
         # Random codes say nothing of their images: only the fit tells where they belong.
         weights = self.regression(runtime) if config.code.start == "pca" else None
-        chunk = min(_CHUNK, config.window or _CHUNK)
-        for start in range(0, len(rows), chunk):
-            _fit(learner, images, rows[start : start + chunk], weights)
+        for some in learner.table.runs(rows, _CHUNK):
+            _fit(learner, images, some, weights)
         return len(rows)
 
 

@@ -160,6 +160,11 @@ class Epochs:
         """The codes of this rank at their start; a run keeps its PCA basis."""
         code, images, dtype = self.config.code, self.images, DTYPES[self.config.precision]
         table: Table
+        if 0 < self.config.window < self.rows_per_step:
+            raise UserError(
+                f"window={self.config.window}: must be at least {self.rows_per_step}, the rows of a lane in a step of "
+                f"batch_size={self.config.batch_size}, or 0 for all"
+            )
         if self.config.window and self.sizes.max() > self.config.window:
             table = WindowedTable(
                 code, images.ids, self.first, self.config.window, device=runtime.device, dtype=dtype, scratch=scratch
@@ -271,6 +276,8 @@ def train(
 
         # The end: a checkpoint, and the figures over one full pass.
         checkpoint()
+        if runtime.shows_pictures and position.images_seen >= phase.target:
+            _show(learner, epochs, position)
     except DivergedError:
         if writer is not None:
             writer.finish()  # What was copied before is good.

@@ -44,12 +44,17 @@ class Meter:
         self.timed_images += images
 
     def require_finite(self, images_seen: int) -> None:
-        """Raise on every rank if a loss since the last report is not finite; no checkpoint may follow it."""
-        loss = float(self.learner.runtime.all_sum(self.sums[0].clone()))
-        if not math.isfinite(loss):
+        """Raise on every rank if a loss or gradient since the last report or a weight now is not finite.
+
+        No checkpoint may follow it.
+        """
+        weights = torch.stack(torch._foreach_norm([p.detach() for p in self.learner.decoder.parameters()])).sum()
+        everything = float(self.learner.runtime.all_sum(self.sums.sum() + weights))
+        if not math.isfinite(everything):
             config = self.learner.config
             raise DivergedError(
-                f"loss={loss} at {images_seen} images: training diverged; lower learning_rate "
+                f"a loss, gradient or weight is not finite at {images_seen} images: training diverged; lower "
+                "learning_rate "
                 f"(={config.learning_rate}) or code.learning_rate (={config.code.learning_rate}); "
                 "the last checkpoint is kept"
             )

@@ -128,7 +128,7 @@ class Agreement:
         if flags.is_cuda:
             flags = torch.empty(2, pin_memory=True).copy_(flags, non_blocking=True)
             event = torch.cuda.Event()
-            event.record()
+            event.record(torch.cuda.current_stream(self.runtime.device))
         self._pending = flags, event
         if before is None:
             return False, False

@@ -68,6 +68,8 @@ class WindowedTable:
         self._free = list(range(slots))
         self._used: OrderedDict[int, int] = OrderedDict()
         """Window -> slot, least recently used first"""
+        self._dirty: set[int] = set()
+        """Windows whose rows in memory may differ from the files"""
         self._loading: dict[int, Future[None]] = {}
         self._writing: list[Future[None]] = []
         self._next: dict[int, int] = {}
@@ -83,30 +85,61 @@ class WindowedTable:
             self._next.update(itertools.pairwise(numbers))
 
     def bring(self, rows: Int64Array) -> torch.Tensor:
-        """Places of `rows` (int64 `[b]`) in `held`, after their windows are there. int64 `[b]`, on the device."""
+        """Places of `rows` (int64 `[b]`) in `held`, to be changed there, after their windows have come.
+
+        Rows of a lane may be of as many windows as there are slots for it: a step's are, if it has no more of them
+        than a window has. int64 `[b]`, on the device.
+        """
+        number, inside = self._windows_of(rows)
+        needed = np.unique(number).tolist()
+        for following in self._come(needed):
+            if (ahead := self._next.get(following)) is not None:
+                self._read_window(ahead, needed, ahead=True)
+        self._dirty.update(needed)
+        return self._places(number, inside)
+
+    def runs(self, rows: Int64Array, limit: int) -> list[Int64Array]:
+        """`rows` cut where a window ends, and to at most `limit`."""
+        number, _ = self._windows_of(rows)
+        of_window = np.split(rows, np.flatnonzero(np.diff(number)) + 1)
+        return [some[start : start + limit] for some in of_window for start in range(0, len(some), limit)]
+
+    def _windows_of(self, rows: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """Number of each row's window, and its place in the window."""
         lane = np.searchsorted(self._first, rows, side="right") - 1
         inside = rows - self._first[lane]
-        number = self._number[lane] + inside // self.window
-        needed = np.unique(number).tolist()
-        for each in needed:
-            self._bring(each, needed)
-        for each in needed:
-            if each in self._loading:
-                self._loading.pop(each).result()
-                if (following := self._next.get(each)) is not None and following not in self._used:
-                    self._bring(following, needed)
-        places = self._slot[number] * self.window + inside % self.window
+        return self._number[lane] + inside // self.window, inside % self.window
+
+    def _places(self, number: Int64Array, inside: Int64Array) -> torch.Tensor:
+        places = self._slot[number] * self.window + inside
         return torch.from_numpy(places).to(self.held.raw.device, non_blocking=True)
 
-    def _bring(self, number: int, needed: Sequence[int]) -> None:
+    def _come(self, needed: Sequence[int]) -> list[int]:
+        """Wait until every window of `needed` is in memory; returns those that had to be read."""
+        for each in needed:
+            self._read_window(each, needed)
+        read = [each for each in needed if each in self._loading]
+        for each in read:
+            self._loading.pop(each).result()
+        return read
+
+    def _read_window(self, number: int, needed: Sequence[int], *, ahead: bool = False) -> None:
         """Have the I/O thread read a window, unless it is there; make room by writing another one back."""
         if number in self._used:
             self._used.move_to_end(number)
             return
         if not self._free:
-            victim = next((each for each in self._used if each not in needed and each not in self._loading), None)
+            others = [each for each in self._used if each not in needed]
+            victim = next((each for each in others if each not in self._loading), None)
+            if victim is None and ahead:
+                return  # Everything is in use, and this can wait.
             if victim is None:
-                return  # Everything is in use: this was to be read ahead, and can wait.
+                if not others:
+                    raise RuntimeError(
+                        f"{len(needed)} windows are needed at once, and there are {len(self._used)} slots"
+                    )
+                victim = others[0]  # Read ahead for nothing.
+                self._loading.pop(victim).result()
             self._write_back(victim)
             self._free.append(self._used.pop(victim))
             self._slot[victim] = -1
@@ -118,10 +151,13 @@ class WindowedTable:
         self._loading[number] = self._pool.submit(self._load, number, slot)
 
     def _write_back(self, number: int) -> None:
+        if number not in self._dirty:
+            return
+        self._dirty.remove(number)
         slot, event = int(self._slot[number]), None
         if self.held.raw.is_cuda:  # The thread must not read what the device has not finished.
             event = torch.cuda.Event()
-            event.record()
+            event.record(torch.cuda.current_stream(self.held.raw.device))
         self._writing = [each for each in self._writing if not each.done() or each.result()]
         self._writing.append(self._pool.submit(self._store, number, slot, event))
 
@@ -140,10 +176,9 @@ class WindowedTable:
     # ---------------------------------------------------------------- in runs of rows
 
     def flush(self) -> None:
-        """Write every window in memory to the files."""
-        for number in self._used:
-            if number not in self._loading:
-                self._write_back(number)
+        """Write every window that was changed to the files."""
+        for number in sorted(self._dirty):
+            self._write_back(number)
         writing, self._writing = self._writing, []
         for each in writing:
             each.result()
@@ -181,7 +216,9 @@ class WindowedTable:
             first, last, _ = rows.indices(len(self.ids))
             raw = self.read(first, last)[raw_name(self.config)]
             return self.held.project(raw.to(self.held.raw.device))
-        return self.held.codes(self.bring(rows.cpu().numpy()))
+        number, inside = self._windows_of(rows.cpu().numpy())
+        self._come(np.unique(number).tolist())
+        return self.held.codes(self._places(number, inside))
 
 
 def _scratch_file(directory: Path | None, rows: int, column: torch.Tensor) -> Any:

@@ -127,7 +127,7 @@ def _why_no_image(dataset: Location, ids: Sequence[int], snapshots: Sequence[Map
         return f"is no image of its own, but a duplicate of image {row['duplicate_of']}; give that id"
     for snapshot in snapshots:
         for record in ("duplicate_of", "replaced"):
-            if (other := snapshot[record].get(str(row["image_id"]))) is not None:
+            if (other := snapshot.get(record, {}).get(str(row["image_id"]))) is not None:
                 return f"is no image any more: image {other} has taken its place ({record}); give that id"
     return "was removed from the dataset"
 

@@ -98,16 +98,20 @@ def test_the_result_does_not_depend_on_where_the_images_lie(
     assert isinstance(resident, ResidentImages) == (cache != "disk")
 
 
-WINDOWED = dataclasses.replace(CONFIG, batch_size=8, window=5)
+# 8 lanes of 18 or 19 rows, 4 of them in a step: steps need two windows of a lane, and not all windows have a slot.
+WINDOWED = dataclasses.replace(CONFIG, batch_size=32, window=5)
+LANES, WINDOW = 8, 5
 
 
 def test_windows_on_disk_train_as_the_same_windows_in_memory(
     blobs: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images, phase = glo.TensorImages(blobs), glo.Phase(target=1000)
-    on_disk = glo.train(WINDOWED, images, phase, run=tmp_path / "disk", intervals=glo.Intervals(checkpoint=300))
+    images, phase = glo.TensorImages(blobs, code_shards=LANES), glo.Phase(target=1500)
+    runtime = glo.SingleProcess(on_picture=lambda *_: None)
+    intervals = glo.Intervals(checkpoint=100, grid=130)  # Both read other windows than the step's.
+    on_disk = glo.train(WINDOWED, images, phase, run=tmp_path / "disk", intervals=intervals, runtime=runtime)
     assert isinstance(on_disk.table, WindowedTable)
-    assert len(on_disk.table.held.raw) == 3 * 8 * 5 < 150
+    assert len(on_disk.table.held.raw) == 3 * LANES * WINDOW < 150
     monkeypatch.setattr(
         loop,
         "WindowedTable",
@@ -126,18 +130,26 @@ def test_windows_on_disk_train_as_the_same_windows_in_memory(
 
 
 def test_windows_are_restored_from_the_checkpoint(blobs: torch.Tensor, tmp_path: Path) -> None:
-    images, phase = glo.TensorImages(blobs), glo.Phase(target=1000)
+    images, phase = glo.TensorImages(blobs, code_shards=LANES), glo.Phase(target=1000)
     whole = glo.train(WINDOWED, images, phase)
-    first = glo.train(WINDOWED, images, phase, run=tmp_path, runtime=Impatient(after=9))
+    first = glo.train(WINDOWED, images, phase, run=tmp_path, runtime=Impatient(after=4))
     assert 0 < first.position.images_seen < 1000
     second = glo.train(WINDOWED, images, phase, run=tmp_path)
     for name, column in second.table.read(0, 150).items():
         assert torch.equal(column, whole.table.read(0, 150)[name])
 
 
+def test_a_window_shorter_than_a_step_is_one_line(blobs: torch.Tensor) -> None:
+    with pytest.raises(glo.UserError, match=r"window=3: must be at least 4, the rows of a lane in a step"):
+        images = glo.TensorImages(blobs, code_shards=LANES)
+        glo.train(dataclasses.replace(WINDOWED, window=3), images, glo.Phase(target=100))
+
+
 def test_a_scratch_directory_that_is_none_is_one_line(blobs: torch.Tensor, tmp_path: Path) -> None:
     with pytest.raises(glo.UserError, match=r"scratch=.*none: no such file or directory; name a local disk"):
-        glo.train(WINDOWED, glo.TensorImages(blobs), glo.Phase(target=100), scratch=tmp_path / "none")
+        glo.train(
+            WINDOWED, glo.TensorImages(blobs, code_shards=LANES), glo.Phase(target=100), scratch=tmp_path / "none"
+        )
 
 
 def test_a_longer_target_is_a_new_phase_that_goes_on(blobs: torch.Tensor, tmp_path: Path) -> None:
@@ -160,11 +172,17 @@ def test_rows_that_arrive_later_start_from_the_kept_basis(blobs: torch.Tensor, t
     torch.testing.assert_close(second.table.codes().norm(dim=1), torch.ones(150))
 
 
-@pytest.mark.parametrize(("start", "window"), [("pca", 0), ("random", 0), ("pca", 3)])
+@pytest.mark.parametrize(
+    ("start", "window", "batch_size"),
+    # The last one has two lanes of sixteen shards: new rows lie in more windows than there are slots.
+    [("pca", 0, 32), ("random", 0, 32), ("pca", 3, 32), ("pca", 5, 10)],
+)
 def test_new_rows_start_where_the_decoder_shows_them(
-    blobs: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str, window: int
+    blobs: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str, window: int, batch_size: int
 ) -> None:
-    config = dataclasses.replace(CONFIG, window=window, code=dataclasses.replace(CONFIG.code, start=start))
+    code = dataclasses.replace(CONFIG.code, start=start)
+    rate = CONFIG.learning_rate * batch_size / CONFIG.batch_size
+    config = dataclasses.replace(CONFIG, window=window, batch_size=batch_size, learning_rate=rate, code=code)
     first = glo.train(config, glo.TensorImages(blobs[:100]), glo.Phase(target=6000), run=tmp_path / "0")
     before = dict(zip(first.table.ids.tolist(), first.table.codes(), strict=True))
     grown = glo.TensorImages(blobs)
@@ -176,7 +194,7 @@ def test_new_rows_start_where_the_decoder_shows_them(
         kept = [row for row, i in enumerate(after.table.ids.tolist()) if i < 100 and torch.equal(codes[row], before[i])]
         assert len(kept) >= 100 - CONFIG.batch_size  # Only rows of the one batch have moved.
         with torch.no_grad():
-            error = to_unit(after.decoder(codes)) - to_unit(to_target(grown.gather(np.arange(150)), torch.float32))
+            error = to_unit(after.decoder(codes)) - to_unit(to_target(blobs[after.table.ids], torch.float32))
         squared = error.square().flatten(1).mean(1)
         old = torch.from_numpy(after.table.ids < 100)
         return -10 * float(squared[old].mean().log10()), -10 * float(squared[~old].mean().log10())
@@ -194,9 +212,9 @@ def test_pictures_show_the_same_images_upright_as_training_goes_on(blobs: torch.
     images = glo.TensorImages(blobs)
     trained = glo.train(CONFIG, images, glo.Phase(target=6000), runtime=runtime, intervals=glo.Intervals(grid=2000))
     assert [(seen // 2000, name) for seen, name, _ in pictures] == [
-        (k, f"training_{name}") for k in (1, 2) for name in ("reconstructions", "samples")
+        (k, f"training_{name}") for k in (1, 2, 3) for name in ("reconstructions", "samples")
     ]
-    first, last = (np.asarray(picture).astype(float) for _, name, picture in pictures if name.endswith("structions"))
+    first, _, last = (np.asarray(picture).astype(float) for _, name, picture in pictures if name.endswith("structions"))
     lane_0 = images.select([0])
     assert len(lane_0.ids) < loop.SHOWN  # Here lanes are shorter than a row of the picture.
     side = images.resolution
@@ -208,10 +226,13 @@ def test_pictures_show_the_same_images_upright_as_training_goes_on(blobs: torch.
     assert trained.finished
 
 
-def test_a_diverging_run_stops_in_one_line(blobs: torch.Tensor) -> None:
-    config = glo.TrainConfig(batch_size=32, learning_rate=float("inf"), code=CONFIG.code, decoder=CONFIG.decoder)
+def test_a_diverging_run_stops_in_one_line(blobs: torch.Tensor, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, learning_rate=float("inf"))
+    intervals = glo.Intervals(report=32, checkpoint=32)
     with pytest.raises(glo.UserError, match=r"training diverged; lower learning_rate \(=inf\)"):
-        glo.train(config, glo.TensorImages(blobs), glo.Phase(target=5000), intervals=glo.Intervals(report=32))
+        glo.train(config, glo.TensorImages(blobs), glo.Phase(target=5000), run=tmp_path, intervals=intervals)
+    # The loss of the first step is finite, and the weights after it are not: that is no checkpoint.
+    assert committed(tmp_path) == []
 
 
 def test_a_handful_of_images_trains_though_lanes_are_empty() -> None:
