@@ -71,7 +71,8 @@ def test_a_submitted_pipeline_succeeds_and_its_log_shows_progress(submitted: Sub
     kinds = ("diagonal", "full", "unit")
     of_prior = [f"{what}-{kind}.png" for what in ("neighbours", "samples") for kind in kinds]
     grids = sorted(path.name for path in (root / "run" / "grids" / "2000").glob("*.png"))
-    assert grids == sorted(["reconstructions.png", "interpolations.png", *of_prior])
+    in_training = ["training_reconstructions.png", "training_samples.png"]
+    assert grids == sorted(["reconstructions.png", "interpolations.png", *of_prior, *in_training])
     sheet = np.asarray(Image.open(root / "run" / "grids" / "2000" / "reconstructions.png"))
     assert sheet.shape == (3 * 18 - 2, 8 * 18 - 2, 3)
 
