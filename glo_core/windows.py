@@ -11,7 +11,7 @@ import itertools
 import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -145,9 +145,8 @@ class WindowedTable:
             self._slot[victim] = -1
         slot = self._used[number] = self._free.pop()
         self._slot[number] = slot
-        first, rows = int(self._start[number]), int(self._end[number] - self._start[number])
-        for name, column in self.held.columns().items():  # The kernel reads while the thread is busy with others.
-            _will_need(column[slot * self.window : slot * self.window + rows], self._files[name], first)
+        for piece in self._pieces(number, slot):  # The kernel reads while the thread is busy with others.
+            _will_need(*piece)
         self._loading[number] = self._pool.submit(self._load, number, slot)
 
     def _write_back(self, number: int) -> None:
@@ -161,17 +160,21 @@ class WindowedTable:
         self._writing = [each for each in self._writing if not each.done() or each.result()]
         self._writing.append(self._pool.submit(self._store, number, slot, event))
 
-    def _load(self, number: int, slot: int) -> None:
+    def _pieces(self, number: int, slot: int) -> Iterator[tuple[torch.Tensor, Any, int]]:
+        """Of each column of a window: its rows in the slot, its file, and its first row there."""
         first, rows = int(self._start[number]), int(self._end[number] - self._start[number])
         for name, column in self.held.columns().items():
-            _copy_in(column[slot * self.window : slot * self.window + rows], self._files[name], first)
+            yield column[slot * self.window : slot * self.window + rows], self._files[name], first
+
+    def _load(self, number: int, slot: int) -> None:
+        for piece in self._pieces(number, slot):
+            _copy_in(*piece)
 
     def _store(self, number: int, slot: int, event: Any) -> None:
         if event is not None:
             event.synchronize()
-        first, rows = int(self._start[number]), int(self._end[number] - self._start[number])
-        for name, column in self.held.columns().items():
-            _copy_out(column[slot * self.window : slot * self.window + rows], self._files[name], first)
+        for piece in self._pieces(number, slot):
+            _copy_out(*piece)
 
     # ---------------------------------------------------------------- in runs of rows
 
