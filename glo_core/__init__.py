@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from glo_core.dataset import Dataset, TensorImages
     from glo_core.decoder import DecoderConfig, SeedDecoder
     from glo_core.files import UserError
-    from glo_core.loop import Intervals, Phase, Trained, train
+    from glo_core.keeper import Intervals
+    from glo_core.loop import Phase, Trained, train
     from glo_core.runtime import SingleProcess, TorchDistributed
     from glo_core.step import TrainConfig
 
@@ -24,7 +25,8 @@ _HOMES = {
     "dataset": ("Dataset", "TensorImages"),
     "decoder": ("DecoderConfig", "SeedDecoder"),
     "files": ("UserError",),
-    "loop": ("Intervals", "Phase", "Trained", "train"),
+    "keeper": ("Intervals",),
+    "loop": ("Phase", "Trained", "train"),
     "runtime": ("SingleProcess", "TorchDistributed"),
     "step": ("TrainConfig",),
 }

@@ -3,6 +3,7 @@
 `writer.py` writes them.
 """
 
+import dataclasses
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +17,14 @@ import torch
 from glo_core.codes import Table, raw_name
 from glo_core.dataset import ImageSource, rows_of_shards
 from glo_core.decoder import DecoderConfig, SeedDecoder
-from glo_core.files import UserError, digest_file, digest_json, read_json, read_parquet, read_tensors
+from glo_core.files import UserError, differences, digest_file, digest_json, read_json, read_parquet, read_tensors
 from glo_core.growth import Growth
 from glo_core.hashing import Int64Array
 from glo_core.step import Learner
 
 MARK = "checkpoint.json"
+DECODER_PARTS = ("decoder.json", "averaged.safetensors")
+"""What a decoder alone needs"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,13 @@ def sweep_uncommitted(run: Path) -> None:
     for path in (run / "checkpoints").glob("*"):
         if not (path / MARK).exists():
             shutil.rmtree(path, ignore_errors=True)
+
+
+def decoder_record(learner: Learner) -> dict[str, Any]:
+    """What `decoder.json` says: all that makes a decoder of the same kind."""
+    decoder, config = learner.decoder, dataclasses.asdict(learner.config.decoder)
+    shape = {"code_dim": decoder.code_dim, "resolution": decoder.resolution, "channels": decoder.channels}
+    return {"config": {**config, "filters": list(config["filters"])}, **shape}
 
 
 class Checkpoint:
@@ -143,6 +153,24 @@ class Checkpoint:
         ids = np.concatenate([shard["image_id"] for shard in shards])
         order = np.argsort(ids)
         return ids[order], np.concatenate([shard["code"] for shard in shards])[order]
+
+    def start_decoder(self, learner: Learner) -> None:
+        """Give `learner` the averaged decoder of this checkpoint, and nothing else of it.
+
+        Raises:
+            UserError: if its decoder is of another kind.
+        """
+        theirs = read_json(self.part("decoder.json"))
+        ours = decoder_record(learner)
+        changed = differences({key: theirs[key] for key in ours}, ours)
+        if changed:
+            raise UserError(
+                f"warm_start={self.directory}: has another decoder ({'; '.join(changed)}); give the same settings, "
+                "or start without it"
+            )
+        tensors = self.tensors("averaged")
+        learner.decoder.load_state_dict(tensors)
+        learner.averaged.decoder.load_state_dict(tensors)
 
     def restore(self, learner: Learner, images: ImageSource) -> Growth:
         """Bring `learner` to this checkpoint's state. Rows of `images` that it does not hold keep their start."""

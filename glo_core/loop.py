@@ -1,41 +1,32 @@
 """The training loop: one clock, in images; the same for one process, torchrun and Ray Train."""
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from glo_core import order
-from glo_core.cache import Cache, cached
+from glo_core.cache import Cache
 from glo_core.checkpoint import Checkpoint, Position, committed, sweep_uncommitted
-from glo_core.codes import PROJECTIONS, CodeTable, Table, raw_name
-from glo_core.config import Config
+from glo_core.codes import PROJECTIONS, Table
 from glo_core.dataset import ImageSource
 from glo_core.decoder import SeedDecoder
-from glo_core.files import UserError, differences, write_bytes, write_json
+from glo_core.epochs import Epochs
+from glo_core.files import UserError, differences, write_json
 from glo_core.grid import grid, in_rows
 from glo_core.hashing import key64, normal
+from glo_core.keeper import AGREE_STEPS, Intervals, Keeper
 from glo_core.meter import DivergedError, Meter
 from glo_core.metrics import pca_psnr, reconstruction_psnr
 from glo_core.render import decode_codes
-from glo_core.runtime import Agreement, Metrics, Runtime, SingleProcess
-from glo_core.start import PcaStart, chunks_of_rows, random_codes
-from glo_core.step import DTYPES, Batch, Learner, TrainConfig
-from glo_core.windows import WindowedTable
-from glo_core.writer import CheckpointWriter
+from glo_core.runtime import Metrics, Runtime, SingleProcess
+from glo_core.step import Batch, Learner, TrainConfig
 
 STATISTICS_STEPS = 32
 """Batches over which the averaged decoder's running statistics are recomputed."""
 SHOWN = 16
 """Images in a row of a training picture."""
-DEALT_STEPS = 256
-"""Steps whose rows are dealt together."""
-AGREE_STEPS = 8
-"""Ranks agree every so many steps whether to stop, and whether a checkpoint is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,21 +52,6 @@ class Phase:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Intervals(Config):
-    """How often things happen, in images; none of it changes the result."""
-
-    report: int = 10_000
-    checkpoint: int = 100_000
-    grid: int = 100_000
-    """Pictures of the same images and of the same random codes"""
-
-    def __post_init__(self) -> None:
-        for name in ("report", "checkpoint", "grid"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` interval (={getattr(self, name)}) must be at least 1 image")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Trained:
     """What training leaves in memory."""
 
@@ -89,118 +65,6 @@ class Trained:
     """False if somebody asked to stop before the target"""
 
 
-class Epochs:
-    """This rank's share of the order of training."""
-
-    def __init__(self, config: TrainConfig, images: ImageSource, runtime: Runtime, cache: Cache = "disk") -> None:
-        """Share `images` (all shards) out by lanes, and keep this rank's where `cache` says.
-
-        Raises:
-            UserError: if there are more ranks than lanes, or no images.
-        """
-        self.config, self.snapshot = config, images.snapshot
-        self.lanes = order.num_lanes(images.code_shards, config.batch_size)
-        if runtime.world_size > self.lanes:
-            raise UserError(too_many_workers(runtime.world_size, images.code_shards, config.batch_size))
-        self.rows_per_step = config.batch_size // self.lanes
-        self.mine = order.lanes_of_rank(runtime.rank, world_size=runtime.world_size, lanes=self.lanes)
-        shards = [
-            order.shards_of_lane(int(lane), code_shards=images.code_shards, lanes=self.lanes) for lane in self.mine
-        ]
-        mine = images.select([int(shard) for of_lane in shards for shard in of_lane])
-        self.images = cached(mine, cache, runtime.device, runtime.world_size)
-        lane_of_row = self.images.ids % self.lanes
-        sizes = torch.zeros(self.lanes, dtype=torch.int64)
-        sizes += torch.from_numpy(np.bincount(lane_of_row, minlength=self.lanes))
-        self.sizes = runtime.all_sum(sizes.to(runtime.device)).cpu().numpy()
-        if not self.sizes.sum():
-            raise UserError("the dataset has no training image; preprocess a folder that has some")
-        for rank in range(runtime.world_size):
-            if not self.sizes[order.lanes_of_rank(rank, world_size=runtime.world_size, lanes=self.lanes)].sum():
-                raise UserError(
-                    f"workers={runtime.world_size}: worker {rank} would hold none of the {self.sizes.sum()} images; "
-                    "use fewer workers"
-                )
-        self.first = np.concatenate([[0], np.cumsum(self.sizes[self.mine])])
-        """First row of each of this rank's lanes in its table, and the end"""
-        self.steps = order.steps_per_epoch(self.sizes, self.rows_per_step)
-        self.images_before = order.images_before_step(self.sizes, self.steps)
-
-    def orders(self, epoch: int) -> list[order.LaneOrder]:
-        """The order of each of this rank's lanes."""
-        return [
-            order.LaneOrder(
-                self.images.ids[self.first[i] : self.first[i + 1]],
-                steps=self.steps,
-                rows_per_step=self.rows_per_step,
-                seed=self.config.seed,
-                epoch=epoch,
-                lane=int(lane),
-                snapshot=self.snapshot,
-                window=self.config.window,
-            )
-            for i, lane in enumerate(self.mine)
-        ]
-
-    def steps_from(self, orders: Sequence[order.LaneOrder], first: int) -> Iterator[order.LaneEpoch]:
-        """Rows and live of each step from `first` to the epoch's end, each `[b]`."""
-        for start in range(first, self.steps, DEALT_STEPS):
-            dealt = self.deal(orders, start, min(start + DEALT_STEPS, self.steps))
-            yield from map(order.LaneEpoch, dealt.rows, dealt.live)
-
-    def deal(self, orders: Sequence[order.LaneOrder], first: int, last: int) -> order.LaneEpoch:
-        """Rows of this rank's table and which are live, `[last - first, b]`, of the steps `first` to before `last`."""
-        dealt = [of_lane.deal(first, last) for of_lane in orders]
-        rows = np.concatenate([lane.rows + self.first[i] for i, lane in enumerate(dealt)], axis=1)
-        # A lane without images points past its end: any row will do, since none of them is live.
-        rows = np.minimum(rows, max(len(self.images.ids) - 1, 0))
-        return order.LaneEpoch(rows, np.concatenate([lane.live for lane in dealt], axis=1))
-
-    def table(self, runtime: Runtime, run: Path | None, scratch: Path | None) -> Table:
-        """The codes of this rank at their start; a run keeps its PCA basis."""
-        code, images, dtype = self.config.code, self.images, DTYPES[self.config.precision]
-        table: Table
-        if 0 < self.config.window < self.rows_per_step:
-            raise UserError(
-                f"window={self.config.window}: must be at least {self.rows_per_step}, the rows of a lane in a step of "
-                f"batch_size={self.config.batch_size}, or 0 for all"
-            )
-        if self.config.window and self.sizes.max() > self.config.window:
-            table = WindowedTable(
-                code, images.ids, self.first, self.config.window, device=runtime.device, dtype=dtype, scratch=scratch
-            )
-        else:
-            raw = torch.empty(len(images.ids), code.dim, device=runtime.device, dtype=dtype)
-            table = CodeTable(code, images.ids, raw)
-        start = _pca_start(self.config, images, runtime, run) if code.start == "pca" else None
-        for rows in chunks_of_rows(images):
-            if start is None:
-                values = random_codes(code, images.ids[rows], self.config.seed)
-            else:
-                values = start.codes(code, images, rows, self.config.seed)
-            table.write(int(rows[0]), {raw_name(code): values})
-        return table
-
-
-def _pca_start(config: TrainConfig, images: ImageSource, runtime: Runtime, run: Path | None) -> PcaStart:
-    kept = run / "start.safetensors" if run is not None else None
-    # All ranks must take the same branch: rank 0 decides.
-    if kept is not None and runtime.gather(kept.exists())[0]:
-        return PcaStart.load(kept)
-    start = PcaStart.fit(images, config.code.dim, runtime)
-    if kept is not None and runtime.rank == 0:
-        write_bytes(kept, start.to_bytes())
-    return start
-
-
-def too_many_workers(workers: int, code_shards: int, batch_size: int) -> str:
-    lanes = order.num_lanes(code_shards, batch_size)
-    return (
-        f"workers={workers} is more than the {lanes} lanes of code_shards={code_shards} and "
-        f"batch_size={batch_size}; use at most {lanes} workers"
-    )
-
-
 def train(
     config: TrainConfig,
     images: ImageSource,
@@ -211,6 +75,7 @@ def train(
     intervals: Intervals | None = None,
     scratch: Path | None = None,
     cache: Cache = "auto",
+    warm_start: Path | None = None,
 ) -> Trained:
     """Train to the phase's target, going on from the run's newest checkpoint if there is one.
 
@@ -219,6 +84,7 @@ def train(
         run: directory of checkpoints and metrics; None keeps everything in memory.
         scratch: directory on a local disk for codes that `config.window` keeps out of memory.
         cache: where each rank's images lie; "auto" takes the fastest place that has room.
+        warm_start: a checkpoint of another run, whose decoder is where a run without a checkpoint starts.
 
     Raises:
         UserError: if the checkpoint is damaged, the loss is no longer finite, or the disk is full.
@@ -228,20 +94,10 @@ def train(
     # Order, start and state.
     epochs = Epochs(config, images, runtime, cache)
     learner = Learner(config, epochs.images, epochs.table(runtime, run, scratch), runtime)
-    position = _restore(learner, epochs, phase, run)
+    position = _restore(learner, epochs, phase, run, warm_start)
     meter = Meter(learner)
+    keeper = Keeper(learner, epochs.images, meter, intervals, run, lambda: _refresh(learner, epochs))
     stopped = False
-
-    writer = CheckpointWriter(run, epochs.images, runtime) if run is not None else None
-    agreement = Agreement(runtime)
-
-    def checkpoint() -> None:
-        meter.require_finite(position.images_seen)
-        with meter.timing("checkpoint"):
-            learner.averaged.refresh_statistics(_statistics_batches(learner.table, epochs), runtime)
-            if writer is not None:
-                writer.begin(learner, position, meter.train_psnr)
-
     try:
         # Epochs of steps.
         while position.images_seen < phase.target and not stopped:
@@ -256,34 +112,28 @@ def train(
                 seen = position.images_seen - before.images_seen
                 learner.averaged.update(learner.decoder, position.images_seen, seen)
 
-                # Report, checkpoint, stop: each on crossing its interval.
+                # Report, checkpoint, show, stop: each on crossing its interval.
                 done = position.images_seen >= phase.target
                 meter.add(sums, seen)
                 if done or _crossed(before, position, intervals.report):
                     meter.report(position.images_seen, factor)
                 if step % AGREE_STEPS == 0:
-                    written = writer is not None and writer.written
-                    stopped, written = agreement.exchange(runtime.stop_requested(), written)
-                    if written and writer is not None:
-                        with meter.timing("checkpoint"):
-                            writer.finish()
+                    stopped = keeper.agree(position)
                 if done or stopped:
                     break
                 if _crossed(before, position, intervals.checkpoint):
-                    checkpoint()
+                    keeper.checkpoint(position)
                 if runtime.shows_pictures and _crossed(before, position, intervals.grid):
                     _show(learner, epochs, position)
 
         # The end: a checkpoint, and the figures over one full pass.
-        checkpoint()
+        keeper.checkpoint(position)
         if runtime.shows_pictures and position.images_seen >= phase.target:
             _show(learner, epochs, position)
     except DivergedError:
-        if writer is not None:
-            writer.finish()  # What was copied before is good.
+        keeper.finish()  # What was copied before is good.
         raise
-    if writer is not None:
-        writer.finish()
+    keeper.finish()
     if stopped and position.images_seen < phase.target:
         return Trained(
             decoder=learner.averaged.decoder,
@@ -312,12 +162,14 @@ def train(
     )
 
 
-def _restore(learner: Learner, epochs: Epochs, phase: Phase, run: Path | None) -> Position:
+def _restore(learner: Learner, epochs: Epochs, phase: Phase, run: Path | None, warm_start: Path | None) -> Position:
     # All ranks must load the same checkpoint: rank 0 chooses.
     if run is not None and learner.runtime.rank == 0:
         sweep_uncommitted(run)
     newest = learner.runtime.gather(committed(run)[-1:] if run is not None else [])[0]
     if not newest:
+        if warm_start is not None:
+            Checkpoint(warm_start).start_decoder(learner)
         return Position(phase=phase.number)
     checkpoint = Checkpoint(newest[0])
     asked = {
@@ -361,14 +213,19 @@ def _advance(position: Position, epochs: Epochs) -> Position:
 
 
 def _crossed(before: Position, after: Position, interval: int) -> bool:
-    return after.images_seen // interval > before.images_seen // interval
+    return interval > 0 and after.images_seen // interval > before.images_seen // interval
+
+
+def _refresh(learner: Learner, epochs: Epochs) -> None:
+    batches = epochs.batches_of_codes(learner.table, STATISTICS_STEPS)
+    learner.averaged.refresh_statistics(batches, learner.runtime)
 
 
 def _show(learner: Learner, epochs: Epochs, position: Position) -> None:
     """Pictures of the first images of lane 0 beside their reconstructions, and of the same random codes each time."""
     config, runtime, table = learner.config, learner.runtime, learner.table
     decoder = learner.averaged.decoder
-    learner.averaged.refresh_statistics(_statistics_batches(table, epochs), runtime)
+    _refresh(learner, epochs)
     if runtime.rank:
         return
     shown = int(min(SHOWN, epochs.first[1])) or min(SHOWN, len(epochs.images.ids))
@@ -378,9 +235,3 @@ def _show(learner: Learner, epochs: Epochs, position: Position) -> None:
     noise = torch.from_numpy(normal(key64("shown", config.seed), np.arange(2 * SHOWN), config.code.dim))
     codes = PROJECTIONS[config.code.projection](noise / config.code.dim**0.5)
     runtime.picture(position.images_seen, "training_samples", grid(in_rows(decode_codes(decoder, codes), SHOWN)))
-
-
-def _statistics_batches(table: Table, epochs: Epochs) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    raw = table.held.raw
-    for rows, live in itertools.islice(epochs.steps_from(epochs.orders(0), 0), STATISTICS_STEPS):
-        yield table.codes(torch.from_numpy(rows)), torch.from_numpy(live).to(raw.device, raw.dtype)

@@ -42,6 +42,10 @@ class Runtime(Protocol):
         """True once somebody asked this rank to end with a checkpoint."""
         ...
 
+    def preempted(self) -> bool:
+        """Whether a rank's machine is about to be taken away: the same on every rank, which all call it together."""
+        ...
+
 
 class SingleProcess:
     """One process, no communication."""
@@ -79,6 +83,9 @@ class SingleProcess:
     def stop_requested(self) -> bool:
         return self.stop
 
+    def preempted(self) -> bool:
+        return False
+
 
 class TorchDistributed(SingleProcess):
     """Ranks of the initialized default process group of `torch.distributed` (torchrun, Ray Train)."""
@@ -106,36 +113,6 @@ class TorchDistributed(SingleProcess):
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
-
-
-class Agreement:
-    """A wish of any rank and a deed of all ranks, known to every rank at the same step.
-
-    With several ranks the answer is that to the exchange before: nobody waits for the others, nor for the device.
-    """
-
-    def __init__(self, runtime: Runtime) -> None:
-        self.runtime = runtime
-        self._pending: tuple[torch.Tensor, Any] | None = None
-
-    def exchange(self, wish: bool, deed: bool) -> tuple[bool, bool]:
-        """Tell the others; returns whether any rank wished and whether all have done it."""
-        if self.runtime.world_size == 1:
-            return wish, deed
-        before = self._pending
-        flags = self.runtime.all_sum(torch.tensor([float(wish), float(deed)], device=self.runtime.device))
-        event = None
-        if flags.is_cuda:
-            flags = torch.empty(2, pin_memory=True).copy_(flags, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record(torch.cuda.current_stream(self.runtime.device))
-        self._pending = flags, event
-        if before is None:
-            return False, False
-        if before[1] is not None:
-            before[1].synchronize()
-        wishes, deeds = before[0].tolist()
-        return wishes > 0, deeds == self.runtime.world_size
 
 
 class AllSum(torch.autograd.Function):

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save
 
-from glo_core.checkpoint import MARK, Position, prune, shard_name
+from glo_core.checkpoint import MARK, Position, decoder_record, prune, shard_name
 from glo_core.codes import CodeTable, Table, raw_name
 from glo_core.dataset import ImageSource, rows_of_shards
 from glo_core.files import FORMAT_VERSION, UserError, digest_file, replacing, write_bytes, write_json
@@ -128,18 +128,15 @@ def _part(directory: Path, name: str) -> Part:
 def _decoder_files(learner: Learner) -> dict[str, Any]:
     """Content of the decoder's files, copied: JSON records and tensors by name."""
     decoder = learner.decoder
-    shape = {"code_dim": decoder.code_dim, "resolution": decoder.resolution, "channels": decoder.channels}
     names = [name for name, _ in decoder.named_parameters()]
     state = learner.optimizer.state_dict()["state"]
     optimizer = {f"{names[i]}/{key}": value for i, values in state.items() for key, value in values.items()}
     return {
-        "decoder.json": {
-            "format_version": FORMAT_VERSION, "config": dataclasses.asdict(learner.config.decoder), **shape,
-        },
+        "decoder.json": {"format_version": FORMAT_VERSION, **decoder_record(learner)},
         "decoder.safetensors": _row_major(decoder.state_dict()),
         "averaged.safetensors": _row_major(learner.averaged.decoder.state_dict()),
         "optimizer.safetensors": _row_major(optimizer),
-    }  # fmt: skip
+    }
 
 
 def _row_major(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

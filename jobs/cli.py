@@ -202,6 +202,8 @@ def _absolute(config: Config) -> Config:
     changes: Values = {}
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = _absolute(value)
         paths = [
             item for item in (value if isinstance(value, tuple) else (value,)) if isinstance(item, Path | Location)
         ]

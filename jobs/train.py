@@ -11,7 +11,11 @@ from pipelines.training import TrainJob, run_training
 def recorded(values: dict[str, Any]) -> dict[str, Any]:
     """The recipe of a run that is there already."""
     path = Path(values.get("run", "")) / "run.json"
-    return dict(read_json(path).get("identity", {})) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    record = read_json(path)
+    began_with = record.get("paths", {}).get("warm_start")
+    return {**record.get("identity", {}), **({"warm_start": began_with} if began_with else {})}
 
 
 if __name__ == "__main__":

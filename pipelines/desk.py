@@ -1,26 +1,27 @@
 """What passes between a training's driver and its ranks: metrics one way, the wish to stop the other.
 
-rank 0 --metrics--> Desk (an actor) --> driver: progress.jsonl, MLflow, progress bar
+rank 0 --metrics--> Desk (an actor) --> driver: ledger (progress.jsonl, MLflow), progress bar
 driver: Ctrl-C --> Desk --> rank 0 --> every rank, at the same step
 """
 
-import contextlib
 import io
-import json
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
+import ray.train
 import torch
 from PIL import Image
 from tqdm import tqdm
 
 from glo_core.files import write_bytes
 from glo_core.runtime import Metrics, TorchDistributed
+from pipelines.ledger import Ledger, Line, keep_sending
 from pipelines.stage import Stage
 
 Report = tuple[int, int, Metrics]
@@ -94,6 +95,9 @@ class RayRuntime(TorchDistributed):
                 self.stop, self._answer = ray.get(self._answer), None
         return self.stop
 
+    def preempted(self) -> bool:
+        return ray.train.get_preemption_info() is not None
+
 
 @contextmanager
 def stopping(desk: Any) -> Iterator[None]:
@@ -120,58 +124,47 @@ def stopping(desk: Any) -> Iterator[None]:
 
 @contextmanager
 def following(desk: Any, stage: Stage, target: int) -> Iterator[None]:
-    """Drain the desk on a thread: to `progress.jsonl`, to MLflow, and to one progress bar for the whole job."""
-    ended = threading.Event()
+    """Drain the desk on a thread, to the run's ledger and to one progress bar for the whole job; another one sends."""
+    ended, drained = threading.Event(), threading.Event()
+    ledger = Ledger(stage.directory)
 
     def follow() -> None:
-        unsent: list[Report] = []
-        with (
-            tqdm(total=target, unit="img", desc="train", mininterval=1, unit_scale=True) as bar,
-            (stage.directory / "progress.jsonl").open("a") as log,
-        ):
-            while True:
+        with tqdm(total=target, unit="img", desc="train", mininterval=1, unit_scale=True) as bar:
+            last = False
+            while not last:
                 last = ended.wait(1.0)
                 reports = ray.get(desk.take.remote())
-                _show(reports, bar, log)
-                for picture in ray.get(desk.take_pictures.remote()):
-                    _keep(picture, stage)
-                unsent = _send([*unsent, *reports], stage, bar, last)
-                if last:
-                    return
+                ledger.add([{"time_ms": when, "images_seen": seen, **metrics} for when, seen, metrics in reports])
+                ledger.add([_kept(picture, stage.directory) for picture in ray.get(desk.take_pictures.remote())])
+                for _, seen, metrics in reports:
+                    _show(bar, seen, metrics)
+        drained.set()
 
-    follower = threading.Thread(target=follow, name="follow-training", daemon=True)
-    follower.start()
+    def send() -> None:
+        complaint = keep_sending(ledger, stage.tracker, drained)
+        if complaint:
+            print(f"train: {complaint}; progress.jsonl has what it missed", flush=True)
+
+    threads = [threading.Thread(target=work, name=work.__name__, daemon=True) for work in (follow, send)]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
         ended.set()
-        follower.join(timeout=60)
+        for thread in threads:
+            thread.join(timeout=60)
 
 
-def _show(reports: list[Report], bar: Any, log: Any) -> None:
-    for _, images_seen, metrics in reports:
-        log.write(json.dumps({"images_seen": images_seen, **metrics}) + "\n")
-        if "loss" in metrics:
-            bar.set_postfix(loss=f"{metrics['loss']:.4f}", psnr=f"{metrics['train_psnr']:.2f}", refresh=False)
-            bar.update(images_seen - bar.n)
-    log.flush()
+def _show(bar: Any, images_seen: int, metrics: Metrics) -> None:
+    if "loss" in metrics:
+        bar.set_postfix(loss=f"{metrics['loss']:.4f}", psnr=f"{metrics['train_psnr']:.2f}", refresh=False)
+        bar.update(images_seen - bar.n)
 
 
-def _keep(picture: Picture, stage: Stage) -> None:
-    """Put a picture below the run's grids and into MLflow; the file is there whether or not MLflow answers."""
+def _kept(picture: Picture, run: Path) -> Line:
+    """Put a picture below the run's grids; what the ledger says of it."""
     images_seen, name, png = picture
-    path = stage.directory / "grids" / str(images_seen) / f"{name}.png"
-    write_bytes(path, png)
-    with contextlib.suppress(Exception):  # Training must not die of its tracker.
-        stage.tracker.image(path, images_seen)
-
-
-def _send(reports: list[Report], stage: Stage, bar: Any, last: bool) -> list[Report]:
-    """Send reports to MLflow; those that could not be sent come back, to be sent with the next ones."""
-    try:
-        stage.tracker.history(reports)
-    except Exception as error:  # Whatever MLflow's store raises: training must not die of its tracker.
-        if last:
-            bar.write(f"train: {len(reports)} reports could not be sent to MLflow ({error}); progress.jsonl has them")
-        return reports
-    return []
+    path = Path("grids") / str(images_seen) / f"{name}.png"
+    write_bytes(run / path, png)
+    return {"time_ms": int(time.time() * 1000), "images_seen": images_seen, "picture": str(path)}

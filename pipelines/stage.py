@@ -71,11 +71,17 @@ class Stage:
         """Write `done.json` and end the MLflow run."""
         self.done = {"format_version": FORMAT_VERSION, **outputs}
         write_json(self.directory / "done.json", self.done)
-        self.tracker.finish()
+        self._end_run("FINISHED")
 
     def close(self, status: str) -> None:
         if self._tracker is not None and self.done is None:
-            self._tracker.finish(status)
+            self._end_run(status)
+
+    def _end_run(self, status: str) -> None:
+        try:
+            self.tracker.finish(status)
+        except UserError as error:  # What the stage made is made.
+            print(f"{self.name}: {error}", flush=True)
 
 
 @contextlib.contextmanager

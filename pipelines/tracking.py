@@ -95,6 +95,8 @@ class Tracker:
         from mlflow.exceptions import MlflowException
 
         uri = tracking_uri(config, root)
+        # A server that is away is asked again for 14 s (2 + 4 + 8), not for MLflow's four minutes.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
         for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         local = Path(uri.removeprefix("sqlite:///")).absolute().parent if uri.startswith("sqlite:///") else None

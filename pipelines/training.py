@@ -23,16 +23,19 @@ from ray.train.torch import TorchTrainer
 
 from glo_core import order
 from glo_core.cache import Cache
-from glo_core.checkpoint import Checkpoint, committed
+from glo_core.checkpoint import DECODER_PARTS, MARK, Checkpoint, committed
 from glo_core.dataset import Dataset
 from glo_core.decoder import SeedDecoder, num_parameters
-from glo_core.files import UserError, read_json
+from glo_core.epochs import too_many_workers
+from glo_core.files import UserError, read_json, write_bytes
+from glo_core.keeper import Intervals
 from glo_core.location import Location
-from glo_core.loop import Intervals, Phase, too_many_workers, train
+from glo_core.loop import Phase, train
 from glo_core.step import TrainConfig
 from pipelines.desk import Desk, RayRuntime, following, stopping
+from pipelines.ledger import Ledger
 from pipelines.session import num_cpus, ray_session
-from pipelines.stage import Input, Stage, identity_of, open_stage
+from pipelines.stage import Input, Stage, identity_of, open_stage, run_id_of
 from pipelines.tracking import TrackingConfig
 
 
@@ -42,8 +45,9 @@ class TrainSettings(TrainConfig):
 
     images: int = 1_000_000
     """Images to see in all; a larger number on a finished run trains on"""
-    workers: int = 1
-    """Ray Train workers; the result does not depend on it"""
+    workers: int | str = 1
+    """Ray Train workers, or a range such as 1:8 for as many as the cluster has room for while it grows and shrinks;
+    the result does not depend on it"""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto takes a GPU for each worker where the cluster has them"""
     cpus_per_worker: float = 0.0
@@ -54,13 +58,23 @@ class TrainSettings(TrainConfig):
     """Where images lie: on the device, in host memory, or in their mapped blocks; auto takes the fastest with room"""
     scratch: Path | None = None
     """Directory on each node's local disk for codes that `window` keeps out of memory (default: the temporary one)"""
+    warm_start: Path | None = None
+    """Another run, from whose decoder as it is now a new run starts"""
     intervals: Intervals = dataclasses.field(default_factory=Intervals)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("images", "workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` (={getattr(self, name)}) must be at least 1")
+        if self.images < 1:
+            raise ValueError(f"`images` (={self.images}) must be at least 1")
+        fewest, colon, most = str(self.workers).partition(":")
+        numbers = [fewest, most] if colon else [fewest]
+        if not all(number.isdecimal() and int(number) for number in numbers) or int(numbers[0]) > int(numbers[-1]):
+            raise ValueError(f"`workers` (={self.workers}) must be a number from 1 on, or a range such as 1:8")
+
+    @property
+    def fewest_and_most_workers(self) -> tuple[int, int]:
+        fewest, _, most = str(self.workers).partition(":")
+        return int(fewest), int(most or fewest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +98,9 @@ def run_training(job: TrainJob) -> dict[str, Any]:
     _check(job, dataset)
     made_by = dataset.snapshots[-1].get("mlflow_run_id")
     inputs = {"dataset": Input(job.dataset, dataset.root_digest, made_by)}
+    warm_start = _warm_start(job)
+    if warm_start is not None and job.warm_start is not None:
+        inputs["warm_start"] = Input(job.warm_start, warm_start.digest, run_id_of(job.warm_start))
     with open_stage(
         "train",
         job.run,
@@ -101,13 +118,15 @@ def run_training(job: TrainJob) -> dict[str, Any]:
                 f"--images above that trains on. {_figures(done)}",
                 flush=True,
             )
+            _send_rest(stage, job)
             return done
         with ray_session():
             resources = _worker_resources(job)
             length = {"images": phase.target, "workers": job.workers, "device": job.device}
             stage.begin({**stage.record["identity"], f"phase.{phase.number}": length})
+            decoder = _keep_decoder(warm_start, job.run / "warm_start") if warm_start is not None else None
             _print_plan(job, dataset, phase)
-            _fit(job, stage, phase, snapshot, resources)
+            _fit(job, stage, phase, snapshot, resources, decoder)
         position = Checkpoint.latest(job.run).position
         if position.images_seen < phase.target:
             print(
@@ -123,6 +142,36 @@ def run_training(job: TrainJob) -> dict[str, Any]:
         return stage.done or {}
 
 
+def _send_rest(stage: Stage, job: TrainJob) -> None:
+    """Send what MLflow missed of a finished run."""
+    ledger, done = Ledger(job.run), stage.done
+    if not ledger.behind or done is None:
+        return
+    stage.begin(stage.record["identity"])
+    ledger.send(stage.tracker)
+    stage.finish(done)
+
+
+def _warm_start(job: TrainJob) -> Checkpoint | None:
+    """The checkpoint whose decoder a run starts from: the newest when it began, of which it keeps a copy."""
+    if job.warm_start is None:
+        return None
+    record = job.run / "run.json"
+    began_with = read_json(record)["paths"].get("warm_start") if record.exists() else None
+    kept = job.run / "warm_start"
+    if began_with == str(job.warm_start) and (kept / MARK).exists():
+        return Checkpoint(kept)
+    return Checkpoint.latest(job.warm_start)
+
+
+def _keep_decoder(checkpoint: Checkpoint, directory: Path) -> Path:
+    """Copy a checkpoint's decoder, so that the other run may train on, or go, meanwhile."""
+    if checkpoint.directory != directory:
+        for name in (*DECODER_PARTS, MARK):  # The mark last.
+            write_bytes(directory / name, (checkpoint.directory / name).read_bytes())
+    return directory
+
+
 def _figures(metrics: dict[str, Any]) -> str:
     ours, pca = metrics["psnr"], metrics["pca_psnr"]
     return f"PSNR {ours:.2f} dB; PCA of the same dimension, on the same images: {pca:.2f} dB"
@@ -134,15 +183,17 @@ def _check(job: TrainJob, dataset: Dataset) -> None:
     except ValueError as error:
         raise UserError(f"{job.dataset}: {error}") from None
     lanes = order.num_lanes(dataset.config.code_shards, job.batch_size)
-    if job.workers > lanes:
-        raise UserError(too_many_workers(job.workers, dataset.config.code_shards, job.batch_size))
+    _, most = job.fewest_and_most_workers
+    if most > lanes:
+        raise UserError(too_many_workers(most, dataset.config.code_shards, job.batch_size))
 
 
 def _print_plan(job: TrainJob, dataset: Dataset, phase: Phase) -> None:
     config = dataset.config
     decoder = SeedDecoder(job.decoder, code_dim=job.code.dim, resolution=config.resolution, channels=config.channels)
     lanes = order.num_lanes(config.code_shards, job.batch_size)
-    overload = order.overload(world_size=job.workers, lanes=lanes)
+    _, most = job.fewest_and_most_workers
+    overload = order.overload(world_size=most, lanes=lanes)
     print(
         f"train: {dataset.num_train} images of {config.resolution} px, {config.channels} channel(s); codes of "
         f"{job.code.dim}; decoder of {num_parameters(decoder):,} parameters; to {phase.target:,} images seen "
@@ -151,7 +202,7 @@ def _print_plan(job: TrainJob, dataset: Dataset, phase: Phase) -> None:
     )
     if overload > 1:
         print(
-            f"train: {lanes} lanes do not divide among {job.workers} workers: the slowest carries "
+            f"train: {lanes} lanes do not divide among {most} workers: the slowest carries "
             f"{overload:.2f} times an even share",
             flush=True,
         )
@@ -187,7 +238,9 @@ def _phase(stage: Stage, job: TrainJob, dataset: Dataset) -> tuple[Phase | None,
 # ---------------------------------------------------------------- driver and workers
 
 
-def _fit(job: TrainJob, stage: Stage, phase: Phase, snapshot: str, resources: dict[str, float]) -> None:
+def _fit(
+    job: TrainJob, stage: Stage, phase: Phase, snapshot: str, resources: dict[str, float], decoder: Path | None
+) -> None:
     desk: Any = ray.remote(Desk).options(num_cpus=0).remote()
     config = TrainConfig(**{f.name: getattr(job, f.name) for f in dataclasses.fields(TrainConfig)})
     arguments = {
@@ -200,15 +253,20 @@ def _fit(job: TrainJob, stage: Stage, phase: Phase, snapshot: str, resources: di
         "desk": desk,
         "scratch": job.scratch,
         "cache": job.cache,
+        "warm_start": decoder,
         "threads": max(1, int(resources["CPU"])),
     }
+    fewest, most = job.fewest_and_most_workers
+    workers: Any = fewest if fewest == most else (fewest, most)  # Ray's annotation knows no range.
     # Ray Train wants a place of its own, and is never the keeper of a checkpoint.
     scratch = job.run / "ray"
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=arguments,
         scaling_config=ScalingConfig(
-            num_workers=job.workers, use_gpu="GPU" in resources, resources_per_worker=resources
+            num_workers=workers,
+            use_gpu="GPU" in resources,
+            resources_per_worker=resources,
         ),
         run_config=RunConfig(
             name=f"phase-{phase.number}-{uuid.uuid4().hex[:8]}",
@@ -244,14 +302,18 @@ def _off_main_thread(fit: Callable[[], Any]) -> None:
 
 def _worker_resources(job: TrainJob) -> dict[str, float]:
     """An even share of the cluster's CPUs, and a GPU where the job wants one."""
+    fewest, most = job.fewest_and_most_workers
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    use_gpu = job.device == "gpu" or (job.device == "auto" and gpus >= job.workers)
-    if use_gpu and gpus < job.workers:
+    use_gpu = job.device == "gpu" or (job.device == "auto" and gpus >= fewest and gpus > 0)
+    if use_gpu and gpus < fewest:
         raise UserError(
             f"device=gpu with workers={job.workers} needs as many GPUs, and the cluster has {gpus}; "
             "use fewer workers, or device=cpu"
         )
-    share = job.cpus_per_worker or num_cpus() / job.workers
+    # Of a range, as many as there are nodes or GPUs now share the CPUs.
+    nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
+    expected = min(most, max(fewest, gpus if use_gpu else nodes))
+    share = job.cpus_per_worker or num_cpus() / expected
     cpus = {"CPU": float(math.floor(share)) if share >= 1 else share}
     return cpus | ({"GPU": 1.0} if use_gpu else {})
 
@@ -275,6 +337,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
             intervals=arguments["intervals"],
             scratch=arguments["scratch"],
             cache=arguments["cache"],
+            warm_start=arguments["warm_start"],
         )
     except UserError as error:
         ray.get(desk.fail.remote(str(error)))

@@ -18,9 +18,10 @@ PATHS = ["--dataset", "/d", "--run", "/r"]
 
 
 def test_the_flags_of_the_readme() -> None:
-    flags = ["--dataset", "/d", "--run", "/r", "--workers", "2", "--images", "1e6", "--seed", "0", "--device", "auto"]
+    flags = ["--dataset", "/d", "--run", "/r", "--workers", "2:4", "--images", "1e6", "--seed", "0", "--device", "auto"]
     job = parse("train", TrainJob, argv=flags)
-    assert (job.dataset, job.workers, job.images, job.device) == (Location("/d"), 2, 1_000_000, "auto")
+    assert (job.dataset, job.images, job.device) == (Location("/d"), 1_000_000, "auto")
+    assert job.fewest_and_most_workers == (2, 4)
     flags = [
         "--input",
         "/a",
@@ -65,7 +66,10 @@ def test_every_recipe_of_the_repository_is_valid(recipe: Path) -> None:
     [
         (["--run", "/r"], "--dataset is required"),
         ([*PATHS, "--imagse", "3"], "unrecognized arguments: --imagse 3; --help lists every flag"),
-        ([*PATHS, "--workers", "two"], "workers='two': input should be a valid integer"),
+        *(
+            ([*PATHS, "--workers", bad], f"`workers` (={bad}) must be a number from 1 on, or a range such as 1:8")
+            for bad in ("two", "0", "4:2", "1:", ":2", "1:2:3", "-1")
+        ),
         ([*PATHS, "--images", "0"], "`images` (=0) must be at least 1"),
         ([*PATHS, "--device", "tpu"], "device='tpu': input should be 'auto', 'cpu' or 'gpu'"),
         ([*PATHS, "--code.dim", "0"], "`code.dim` (=0) must be at least 1"),

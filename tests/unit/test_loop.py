@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 import glo_core as glo
-from glo_core import loop
+from glo_core import epochs, keeper, loop
 from glo_core.cache import ResidentImages, cached
 from glo_core.checkpoint import committed
+from glo_core.epochs import Epochs, too_many_workers
 from glo_core.grid import GAP
 from glo_core.growth import Growth
-from glo_core.loop import Epochs, too_many_workers
 from glo_core.losses import to_target, to_unit
 from glo_core.windows import WindowedTable
 from tests.golden import losses
@@ -113,7 +113,7 @@ def test_windows_on_disk_train_as_the_same_windows_in_memory(
     assert isinstance(on_disk.table, WindowedTable)
     assert len(on_disk.table.held.raw) == 3 * LANES * WINDOW < 150
     monkeypatch.setattr(
-        loop,
+        epochs,
         "WindowedTable",
         lambda code, ids, *_, device, dtype, **__: glo.CodeTable(
             code, ids, torch.empty(len(ids), code.dim, device=device, dtype=dtype)
@@ -233,6 +233,58 @@ def test_a_diverging_run_stops_in_one_line(blobs: torch.Tensor, tmp_path: Path) 
         glo.train(config, glo.TensorImages(blobs), glo.Phase(target=5000), run=tmp_path, intervals=intervals)
     # The loss of the first step is finite, and the weights after it are not: that is no checkpoint.
     assert committed(tmp_path) == []
+
+
+def test_checkpoints_come_by_time_too(blobs: torch.Tensor, tmp_path: Path) -> None:
+    intervals = glo.Intervals(checkpoint_minutes=1e-9)  # Due whenever ranks agree: at the first step of an epoch.
+    images, phase = glo.TensorImages(blobs), glo.Phase(target=900)
+    often = glo.train(CONFIG, images, phase, run=tmp_path, intervals=intervals)
+    *earlier, last = [int(path.name) for path in committed(tmp_path)]
+    assert last == 900
+    assert earlier
+    assert all(seen % 150 in (21, 22) for seen in earlier)  # One of seven steps.
+    assert torch.equal(often.table.codes(), glo.train(CONFIG, images, phase).table.codes())
+
+
+class Leaving(glo.SingleProcess):
+    """A machine that is about to go; it stops at the look after the one that says so."""
+
+    looks = 0
+
+    def preempted(self) -> bool:
+        self.looks += 1
+        return True
+
+
+def test_a_machine_about_to_go_is_saved_once_and_training_goes_on(
+    blobs: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "PREEMPTION_SECONDS", 0.0)
+    runtime = Leaving()
+    trained = glo.train(CONFIG, glo.TensorImages(blobs), glo.Phase(target=900), run=tmp_path, runtime=runtime)
+    assert trained.finished
+    assert runtime.looks == 6
+    assert [path.name for path in committed(tmp_path)] == ["22", "900"]
+
+
+def test_a_warm_start_has_the_decoder_of_the_other_run_and_nothing_else(blobs: torch.Tensor, tmp_path: Path) -> None:
+    images = glo.TensorImages(blobs)
+    other = glo.train(CONFIG, images, glo.Phase(target=900), run=tmp_path)
+    warm = tmp_path / "checkpoints/900"
+    still = dataclasses.replace(
+        CONFIG, learning_rate=0.0, code=dataclasses.replace(CONFIG.code, learning_rate=0.0), average_half_life=0
+    )
+    started = glo.train(still, images, glo.Phase(target=32), warm_start=warm)
+    for mine, theirs in zip(started.decoder.parameters(), other.decoder.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    cold = glo.train(still, images, glo.Phase(target=32))
+    assert torch.equal(started.table.codes(), cold.table.codes())
+    # Better than a fresh decoder at once, and a run with a checkpoint of its own does not look there again.
+    assert started.metrics["psnr"] > cold.metrics["psnr"] + 1
+    glo.train(CONFIG, images, glo.Phase(target=901), run=tmp_path, warm_start=tmp_path / "gone")
+    wider = dataclasses.replace(CONFIG, decoder=glo.DecoderConfig(filters=(16, 16), kernel_size=4))
+    with pytest.raises(glo.UserError, match=r"warm_start=.*900: has another decoder \(config"):
+        glo.train(wider, images, glo.Phase(target=32), warm_start=warm)
 
 
 def test_a_handful_of_images_trains_though_lanes_are_empty() -> None:

@@ -1,0 +1,87 @@
+"""`progress.jsonl`: every report and picture of a run, a line each; `progress.sent`: how far MLflow has them.
+
+Training writes here and waits for nobody. What MLflow did not take is offered again, also by the next command.
+"""
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from glo_core.files import UserError, write_bytes
+from pipelines.tracking import Tracker
+
+Line = dict[str, Any]
+"""`time_ms` since 1970, `images_seen`, and either metrics or `picture`, a path in the run"""
+_AT_ONCE = 1000
+
+
+class Ledger:
+    """The reports of one run, on disk before they are anywhere else."""
+
+    def __init__(self, run: Path) -> None:
+        """Go on with the files in `run`."""
+        self.run = run
+        self._path, self._mark = run / "progress.jsonl", run / "progress.sent"
+        run.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("a+b")
+        _drop_cut_line(self._file)
+        if not self._mark.exists():  # Lines without a mark are of a time when nothing was sent again.
+            self._set_sent(self._file.seek(0, 2))
+        self.sent = int(self._mark.read_text())
+        self._lock = threading.Lock()
+
+    def add(self, lines: list[Line]) -> None:
+        with self._lock:
+            self._file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+            self._file.flush()
+
+    @property
+    def behind(self) -> bool:
+        """Whether there is something that MLflow does not have."""
+        return self._path.stat().st_size > self.sent
+
+    def send(self, tracker: Tracker) -> None:
+        """Send what MLflow does not have, oldest first.
+
+        Raises:
+            UserError: if it does not answer; what it took before is marked as sent.
+        """
+        for lines, end in self._unsent():
+            reports = [line for line in lines if "picture" not in line]
+            tracker.history([(line.pop("time_ms"), line.pop("images_seen"), line) for line in reports])
+            for line in lines:
+                if "picture" in line and (self.run / line["picture"]).exists():
+                    tracker.image(self.run / line["picture"], line["images_seen"])
+            self._set_sent(end)
+            self.sent = end
+
+    def _unsent(self) -> Iterator[tuple[list[Line], int]]:
+        """Lines that are not sent, some at a time, and where in the file they end."""
+        with self._path.open("rb") as file:
+            file.seek(self.sent)
+            while lines := [line for _ in range(_AT_ONCE) if (line := file.readline()).endswith(b"\n")]:
+                yield [json.loads(line) for line in lines], file.tell()
+
+    def _set_sent(self, end: int) -> None:
+        write_bytes(self._mark, str(end).encode())
+
+
+def _drop_cut_line(file: Any) -> None:
+    """A killed process may leave half a line."""
+    file.seek(0)
+    whole = file.read().rfind(b"\n") + 1
+    file.truncate(whole)
+
+
+def keep_sending(ledger: Ledger, tracker: Tracker, ended: threading.Event, every_s: float = 1.0) -> str:
+    """Send until `ended`, and once more then; returns why the last try failed, "" if it did not."""
+    while True:
+        last, complaint = ended.wait(every_s), ""
+        try:
+            ledger.send(tracker)
+        except UserError as error:
+            complaint = str(error)
+        if last:
+            return complaint

@@ -1,0 +1,98 @@
+"""What MLflow missed is kept and sent later: a real database, which goes away and comes back."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glo_core import UserError
+from pipelines.ledger import Ledger, keep_sending
+from pipelines.tracking import Tracker
+
+
+class Store:
+    """Stands for MLflow: takes everything, or nothing while it is away."""
+
+    def __init__(self) -> None:
+        self.taken: list[Any] = []
+        self.away = False
+
+    def history(self, reports: list[Any]) -> None:
+        if self.away and reports:
+            raise UserError("MLflow: nobody there")
+        self.taken += [seen for _, seen, _ in reports]
+
+    def image(self, path: Path, images_seen: int) -> None:
+        self.taken.append(path.name)
+
+
+def line(images_seen: int) -> dict[str, Any]:
+    return {"time_ms": 1, "images_seen": images_seen, "loss": 0.5}
+
+
+@pytest.fixture
+def store() -> Any:
+    return Store()
+
+
+def test_what_was_missed_is_sent_later_and_once(tmp_path: Path, store: Any) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.add([line(1)])
+    ledger.send(store)
+    store.away = True
+    ledger.add([line(2), line(3)])
+    with pytest.raises(UserError, match="nobody there"):
+        ledger.send(store)
+    assert ledger.behind
+    store.away = False
+    # The process ended; the next one begins with what is on disk.
+    (tmp_path / "grids").mkdir()
+    (tmp_path / "grids" / "a.png").touch()
+    again = Ledger(tmp_path)
+    again.add([{"time_ms": 1, "images_seen": 3, "picture": "grids/a.png"}, line(4)])
+    again.send(store)
+    assert not again.behind
+    again.send(store)
+    assert store.taken == [1, 2, 3, 4, "a.png"]
+
+
+def test_half_a_line_of_a_killed_process_is_dropped(tmp_path: Path, store: Any) -> None:
+    Ledger(tmp_path).add([line(1)])
+    with (tmp_path / "progress.jsonl").open("a") as file:
+        file.write('{"images_se')
+    ledger = Ledger(tmp_path)
+    ledger.add([line(2)])
+    ledger.send(store)
+    assert store.taken == [1, 2]
+    assert [json.loads(each)["images_seen"] for each in (tmp_path / "progress.jsonl").open()] == [1, 2]
+
+
+def test_lines_of_a_run_that_knew_no_mark_are_not_sent_again(tmp_path: Path, store: Any) -> None:
+    (tmp_path / "progress.jsonl").write_text('{"images_seen": 1, "loss": 0.5}\n')
+    ledger = Ledger(tmp_path)
+    assert not ledger.behind
+    ledger.add([line(2)])
+    ledger.send(store)
+    assert store.taken == [2]
+
+
+def test_sending_goes_on_through_an_absence_and_the_last_word_is_the_last_try(tmp_path: Path, store: Any) -> None:
+    ledger, ended = Ledger(tmp_path), threading.Event()
+    store.away = True
+    ledger.add([line(1)])
+    sender = threading.Thread(target=keep_sending, args=(ledger, store, ended, 0.01))
+    sender.start()
+    store.away = False
+    ended.set()
+    sender.join(10)
+    assert store.taken == [1]
+    store.away = True
+    ledger.add([line(2)])
+    assert keep_sending(ledger, store, ended) == "MLflow: nobody there"
+
+
+def test_a_tracker_is_what_a_ledger_needs(tmp_path: Path) -> None:
+    """The stand-in above has the methods of the real one."""
+    assert all(hasattr(Tracker, name) for name in ("history", "image"))
