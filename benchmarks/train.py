@@ -25,6 +25,7 @@ import glo_core as glo
 from glo_core.blocks import config_record, snapshot_digest, write_block
 from glo_core.dataset import BlockImages
 from glo_core.files import write_json
+from glo_core.memory import keep_freed_memory
 from glo_core.runtime import Metrics
 
 
@@ -66,6 +67,8 @@ def loop_side(config: glo.TrainConfig, images: BlockImages, target: int, device:
 
 def bare_side(config: glo.TrainConfig, code_dim: int, shape: tuple[int, int], steps: int, device: str) -> float:
     """Images/s of the decoder alone: forward, mean squared error, backward, fused Adam."""
+    if device == "cpu":
+        keep_freed_memory()  # As the loop does: neither side shall be slow for want of it.
     resolution, channels = shape
     decoder = glo.SeedDecoder(config.decoder, code_dim=code_dim, resolution=resolution, channels=channels)
     decoder = decoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -17,6 +17,7 @@ from glo_core.files import UserError, differences, write_json
 from glo_core.grid import grid, in_rows
 from glo_core.hashing import key64, normal
 from glo_core.keeper import AGREE_STEPS, Intervals, Keeper
+from glo_core.memory import keep_freed_memory
 from glo_core.meter import DivergedError, Meter
 from glo_core.metrics import pca_psnr, reconstruction_psnr
 from glo_core.render import decode_codes
@@ -92,6 +93,8 @@ def train(
     runtime, intervals = runtime or SingleProcess(), intervals or Intervals()
 
     # Order, start and state.
+    if runtime.device.type == "cpu":
+        keep_freed_memory()
     epochs = Epochs(config, images, runtime, cache)
     learner = Learner(config, epochs.images, epochs.table(runtime, run, scratch), runtime)
     position = _restore(learner, epochs, phase, run, warm_start)

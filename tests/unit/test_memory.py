@@ -1,0 +1,35 @@
+"""A step's memory is kept for the next step, where the C library is glibc."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import resource, sys, torch
+from glo_core.memory import keep_freed_memory
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+big = torch.ones(64 << 18)  # 64 MiB
+def step():
+    for _ in range(5):
+        big * 2
+step()
+before = faults()
+step()
+print(faults() - before)
+"""
+
+
+def page_faults(how: str) -> int:
+    done = subprocess.run([sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, check=True, timeout=60)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
+def test_memory_that_a_step_frees_is_not_cleared_anew_for_the_next() -> None:
+    plain, kept = page_faults("plain"), page_faults("kept")
+    assert plain > 10_000
+    assert kept < plain / 10
