@@ -87,7 +87,7 @@ def main() -> None:
     rates: dict[str, list[float]] = {"ours": [], "plain": [], "plain in our layout": []}
     print(f"{describe()}; {device}; {options.resolution} px, {options.channels} channel(s), batch {options.batch_size}")
     with tempfile.TemporaryDirectory() as scratch:
-        dataset = random_dataset(Path(scratch), dataset_config, images=8192)
+        random_dataset(Path(scratch), dataset_config, images=8192)
         for number in range(options.rounds):
             for name, rate in rates.items():
                 rate.append(alone(measured, name, config, scratch, options.steps, device))
