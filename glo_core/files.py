@@ -78,7 +78,12 @@ def write_bytes(place: Path | Location, data: bytes) -> None:
 
 
 def write_json(place: Path | Location, value: dict[str, Any]) -> None:
-    write_bytes(place, (json.dumps(value, indent=2) + "\n").encode())
+    write_bytes(place, json_bytes(value))
+
+
+def json_bytes(value: dict[str, Any]) -> bytes:
+    """A JSON file of the project."""
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def read_json(place: Path | Location) -> dict[str, Any]:

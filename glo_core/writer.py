@@ -4,10 +4,13 @@ a step's boundary: copy of the state -> thread of every rank: its shards, hashed
 all is written | rank 0 writes the mark, and deletes older ones
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +20,7 @@ from safetensors.torch import save
 from glo_core.checkpoint import MARK, Position, decoder_record, prune, shard_name
 from glo_core.codes import CodeTable, Table, raw_name
 from glo_core.dataset import ImageSource, rows_of_shards
-from glo_core.files import FORMAT_VERSION, UserError, digest_file, replacing, write_bytes, write_json
+from glo_core.files import FORMAT_VERSION, UserError, json_bytes, replacing, write_json
 from glo_core.runtime import Runtime
 from glo_core.step import Learner
 
@@ -84,13 +87,11 @@ class CheckpointWriter:
     def _write(self, directory: Path, table: Table, files: dict[str, Any]) -> None:
         try:
             for shard, (first, last) in rows_of_shards(self.images).items():
-                self._parts.append(_write_shard(directory, table, shard, first, last))
+                with _written(directory, shard_name(shard), self._parts) as file:
+                    _write_shard(file, table, first, last)
             for name, content in files.items():
-                if name.endswith(".json"):
-                    write_json(directory / name, content)
-                else:
-                    write_bytes(directory / name, save(content))
-                self._parts.append(_part(directory, name))
+                with _written(directory, name, self._parts) as file:
+                    file.write(json_bytes(content) if name.endswith(".json") else save(content))
         except BaseException as error:
             self._error = error
 
@@ -120,9 +121,33 @@ class CheckpointWriter:
         self.runtime.gather(None)
 
 
-def _part(directory: Path, name: str) -> Part:
-    path = directory / name
-    return {"name": name, "bytes": path.stat().st_size, "blake2b": digest_file(path)}
+class _Hashing:
+    """A file for writing that hashes what passes, so that nothing is read again."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._hash, self.bytes = file, hashlib.blake2b(digest_size=16), 0
+
+    def write(self, data: Any) -> int:
+        self._hash.update(data)
+        self.bytes += len(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def part(self, name: str) -> Part:
+        return {"name": name, "bytes": self.bytes, "blake2b": self._hash.hexdigest()}
+
+
+@contextlib.contextmanager
+def _written(directory: Path, name: str, parts: list[Part]) -> Iterator[_Hashing]:
+    """A file of the checkpoint, to be written from its first byte to its last."""
+    with replacing(directory / name) as temporary, temporary.open("wb") as file:
+        hashing = _Hashing(file)
+        yield hashing
+    parts.append(hashing.part(name))
 
 
 def _decoder_files(learner: Learner) -> dict[str, Any]:
@@ -147,16 +172,20 @@ def _row_major(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
-def _write_shard(directory: Path, table: Table, shard: int, first: int, last: int) -> Part:
+def _write_shard(file: _Hashing, table: Table, first: int, last: int) -> None:
     columns = table.read(first, last)
     raw = columns[raw_name(table.config)]
     arrays = {"image_id": pa.array(table.ids[first:last])}
     for name, column in {"code": table.held.project(raw), **columns}.items():
         values = column.numpy()
         flat = pa.array(values.reshape(-1))
-        arrays[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1]) if values.ndim == 2 else flat
-    name = shard_name(shard)
-    with replacing(directory / name) as temporary:
-        # No two floats are alike: a dictionary of them would only cost time.
-        pq.write_table(pa.table(arrays), temporary, compression="none", use_dictionary=False)
-    return _part(directory, name)
+        if values.ndim == 2:
+            item = pa.field("item", flat.type, nullable=False)
+            flat = pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(item, values.shape[1]))
+        arrays[name] = flat
+    schema = pa.schema([pa.field(name, array.type, nullable=False) for name, array in arrays.items()])
+    # Of floats neither a dictionary nor the least and the greatest are worth their time.
+    with pq.ParquetWriter(
+        pa.PythonFile(file, "w"), schema, compression="none", use_dictionary=False, write_statistics=["image_id"]
+    ) as writer:
+        writer.write_table(pa.Table.from_arrays(list(arrays.values()), schema=schema))

@@ -27,7 +27,7 @@ def test_plain_pyarrow_and_safetensors_read_a_checkpoint(run: Path) -> None:
     directory = committed(run)[-1]
     codes = pq.read_table(directory / "codes" / "shard=007.parquet", partitioning=None)
     assert codes.column_names == ["image_id", "code", "raw", "exp_avg", "exp_avg_sq", "num_updates"]
-    assert [str(kind) for kind in codes.schema.types[:2]] == ["int64", "fixed_size_list<element: float>[3]"]
+    assert [str(kind) for kind in codes.schema.types[:2]] == ["int64", "fixed_size_list<element: float not null>[3]"]
     assert str(codes.schema.field("num_updates").type) == "int32"
     ids = codes.column("image_id").to_numpy()
     assert (ids % 32 == 7).all() and len(ids) == len(range(7, 150, 32))
