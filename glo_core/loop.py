@@ -24,7 +24,7 @@ from glo_core.render import decode_codes
 from glo_core.runtime import Metrics, Runtime, SingleProcess
 from glo_core.step import Batch, Learner, TrainConfig
 
-STATISTICS_STEPS = 32
+STATISTICS_STEPS = 16
 """Batches over which the averaged decoder's running statistics are recomputed."""
 SHOWN = 16
 """Images in a row of a training picture."""

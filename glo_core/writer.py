@@ -7,6 +7,8 @@ all is written | rank 0 writes the mark, and deletes older ones
 import contextlib
 import dataclasses
 import hashlib
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,8 @@ from glo_core.files import FORMAT_VERSION, UserError, json_bytes, replacing, wri
 from glo_core.runtime import Runtime
 from glo_core.step import Learner
 
+NICENESS = 19
+"""Of the writing thread: the lowest priority there is"""
 Part = dict[str, Any]
 """Name, bytes and BLAKE2b of a file"""
 
@@ -85,6 +89,8 @@ class CheckpointWriter:
         return self.run / "checkpoints" / str(self._record["position"]["images_seen"])
 
     def _write(self, directory: Path, table: Table, files: dict[str, Any]) -> None:
+        if sys.platform == "linux":  # Where each thread has its own: writing takes what training leaves idle.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         try:
             for shard, (first, last) in rows_of_shards(self.images).items():
                 with _written(directory, shard_name(shard), self._parts) as file:

@@ -1,4 +1,7 @@
-"""A training by W processes under torch.distributed: `train_ranks.py W RUN TARGET`. Losses go to RUN/losses.json.
+"""A training by W processes under torch.distributed: `train_ranks.py W RUN TARGET [END]`. Losses go to RUN/losses.json.
+
+Every report is a line: images seen, loss, and bytes that rank 0 gave to sums over ranks until then. At END images seen
+rank 0 ends without a word, as if it were killed.
 
 The ranks are forked, as torchrun would start them, but after the imports, which cost more than the training.
 """
@@ -13,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 import glo_core as glo
+from glo_core.runtime import Metrics
 
 CONFIG = glo.TrainConfig(
     batch_size=16,
@@ -30,13 +34,26 @@ def images() -> glo.TensorImages:
     return glo.TensorImages(torch.from_numpy(pixels), ids, code_shards=8)
 
 
-def rank_main(rank: int, world_size: int, run: Path, target: int) -> None:
+class Counting(glo.TorchDistributed):
+    sent = 0
+
+    def all_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.sent += tensor.numel() * tensor.element_size()
+        return super().all_sum(tensor)
+
+
+def rank_main(rank: int, world_size: int, run: Path, target: int, end: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{run}/rendezvous", rank=rank, world_size=world_size)
-    losses: list[tuple[int, float]] = []
-    runtime = glo.TorchDistributed(
-        on_report=lambda seen, metrics: losses.append((seen, metrics["loss"])) if "loss" in metrics else None
-    )
+    losses: list[tuple[int, float, int]] = []
+
+    def on_report(seen: int, metrics: Metrics) -> None:
+        if "loss" in metrics:
+            losses.append((seen, metrics["loss"], runtime.sent))
+        if seen >= end:
+            os._exit(9)
+
+    runtime = Counting(on_report=on_report)
     intervals = glo.Intervals(report=1, checkpoint=600)
     glo.train(CONFIG, images(), glo.Phase(target=target), runtime=runtime, run=run, intervals=intervals)
     if rank == 0:
@@ -51,7 +68,7 @@ if __name__ == "__main__":
     for number in range(world):
         child = os.fork()
         if child == 0:
-            rank_main(number, world, directory, until)
+            rank_main(number, world, directory, until, int(sys.argv[4]) if len(sys.argv) > 4 else 10**9)
             os._exit(0)
         children.append(child)
     sys.exit(any(os.waitpid(child, 0)[1] for child in children))
