@@ -2,19 +2,20 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from glo_core import order
-from glo_core.cache import Cache, cached
+from glo_core.cache import Cache, ResidentImages, cached
 from glo_core.codes import CodeTable, Table, raw_name
 from glo_core.dataset import ImageSource
 from glo_core.files import UserError, write_bytes
 from glo_core.runtime import Runtime
 from glo_core.start import PcaStart, chunks_of_rows, random_codes
-from glo_core.step import DTYPES, TrainConfig
+from glo_core.step import DTYPES, Batch, TrainConfig
 from glo_core.windows import WindowedTable
 
 DEALT_STEPS = 256
@@ -79,6 +80,20 @@ class Epochs:
         for start in range(first, self.steps, DEALT_STEPS):
             dealt = self.deal(orders, start, min(start + DEALT_STEPS, self.steps))
             yield from map(order.LaneEpoch, dealt.rows, dealt.live)
+
+    def batches(self, orders: Sequence[order.LaneOrder], first: int) -> Iterator[Batch]:
+        """Batches of the steps from `first` to the epoch's end; mapped blocks are read a step ahead, on a thread."""
+        steps = self.steps_from(orders, first)
+        if isinstance(self.images, ResidentImages):
+            yield from (Batch(self.images.gather(rows), rows, live) for rows, live in steps)
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="images") as pool:
+            coming = ((pool.submit(self.images.gather, rows), rows, live) for rows, live in steps)
+            now = next(coming, None)
+            while now is not None:
+                ahead = next(coming, None)
+                yield Batch(now[0].result(), *now[1:])
+                now = ahead
 
     def deal(self, orders: Sequence[order.LaneOrder], first: int, last: int) -> order.LaneEpoch:
         """Rows of this rank's table and which are live, `[last - first, b]`, of the steps `first` to before `last`."""

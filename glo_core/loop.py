@@ -22,7 +22,7 @@ from glo_core.meter import DivergedError, Meter
 from glo_core.metrics import pca_psnr, reconstruction_psnr
 from glo_core.render import decode_codes
 from glo_core.runtime import Metrics, Runtime, SingleProcess
-from glo_core.step import Batch, Learner, TrainConfig
+from glo_core.step import Learner, TrainConfig
 
 STATISTICS_STEPS = 16
 """Batches over which the averaged decoder's running statistics are recomputed."""
@@ -106,10 +106,9 @@ def train(
         while position.images_seen < phase.target and not stopped:
             orders = epochs.orders(position.epoch)
             learner.table.begin_epoch([of_lane.windows for of_lane in orders])
-            for step, (rows, live) in enumerate(epochs.steps_from(orders, position.step), position.step):
+            batches = meter.waiting_for(epochs.batches(orders, position.step))
+            for step, batch in enumerate(batches, position.step):
                 factor = phase.rate_factor(position.images_seen, config)
-                with meter.timing("data"):
-                    batch = Batch(epochs.images.gather(rows), rows, live)
                 sums = learner.step(batch, factor)
                 before, position = position, _advance(position, epochs)
                 seen = position.images_seen - before.images_seen

@@ -4,12 +4,15 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import torch
 
 from glo_core.files import UserError
 from glo_core.metrics import psnr
 from glo_core.step import NUM_SUMS, Learner
+
+T = TypeVar("T")
 
 
 class DivergedError(UserError):
@@ -36,6 +39,16 @@ class Meter:
         since = time.perf_counter()
         yield
         self.spent[what] += time.perf_counter() - since
+
+    def waiting_for(self, items: Iterator[T]) -> Iterator[T]:
+        """`items`; the time until each is there counts as spent on "data"."""
+        nothing: Any = object()
+        while True:
+            with self.timing("data"):
+                item = next(items, nothing)
+            if item is nothing:
+                return
+            yield item
 
     def add(self, sums: torch.Tensor, images: int) -> None:
         """Add a step: `sums` of this rank from `Learner.step`, `images` of the global batch."""

@@ -129,6 +129,12 @@ def following(desk: Any, stage: Stage, target: int) -> Iterator[None]:
     ledger = Ledger(stage.directory)
 
     def follow() -> None:
+        try:
+            drain()
+        finally:
+            drained.set()
+
+    def drain() -> None:
         with tqdm(total=target, unit="img", desc="train", mininterval=1, unit_scale=True) as bar:
             last = False
             while not last:
@@ -138,7 +144,6 @@ def following(desk: Any, stage: Stage, target: int) -> Iterator[None]:
                 ledger.add([_kept(picture, stage.directory) for picture in ray.get(desk.take_pictures.remote())])
                 for _, seen, metrics in reports:
                     _show(bar, seen, metrics)
-        drained.set()
 
     def send() -> None:
         complaint = keep_sending(ledger, stage.tracker, drained)

@@ -25,17 +25,25 @@ class Ledger:
         self.run = run
         self._path, self._mark = run / "progress.jsonl", run / "progress.sent"
         run.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("a+b")
+        self._file = self._path.open("a+b", buffering=0)
         _drop_cut_line(self._file)
         if not self._mark.exists():  # Lines without a mark are of a time when nothing was sent again.
             self._set_sent(self._file.seek(0, 2))
         self.sent = int(self._mark.read_text())
-        self._lock = threading.Lock()
+        self._waiting: list[Line] = []
 
     def add(self, lines: list[Line]) -> None:
-        with self._lock:
-            self._file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
-            self._file.flush()
+        """Write `lines`, and those that a full disk had no room for before."""
+        self._waiting += lines
+        size = self._path.stat().st_size
+        try:
+            data = memoryview("".join(json.dumps(line) + "\n" for line in self._waiting).encode())
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError:
+            self._file.truncate(size)  # Whole lines or none.
+        else:
+            self._waiting = []
 
     @property
     def behind(self) -> bool:
@@ -54,8 +62,8 @@ class Ledger:
             for line in lines:
                 if "picture" in line and (self.run / line["picture"]).exists():
                     tracker.image(self.run / line["picture"], line["images_seen"])
-            self._set_sent(end)
             self.sent = end
+            self._set_sent(end)
 
     def _unsent(self) -> Iterator[tuple[list[Line], int]]:
         """Lines that are not sent, some at a time, and where in the file they end."""

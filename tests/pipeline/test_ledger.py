@@ -1,6 +1,8 @@
 """What MLflow missed is kept and sent later: a real database, which goes away and comes back."""
 
 import json
+import resource
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,22 @@ def test_half_a_line_of_a_killed_process_is_dropped(tmp_path: Path, store: Any) 
     ledger.send(store)
     assert store.taken == [1, 2]
     assert [json.loads(each)["images_seen"] for each in (tmp_path / "progress.jsonl").open()] == [1, 2]
+
+
+def test_lines_that_a_full_disk_refuses_wait_for_room(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.add([line(1)])
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "progress.jsonl").stat().st_size + 10, limit[1]))
+    try:
+        ledger.add([line(2)])  # Ten of its bytes have room.
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before)
+    assert [json.loads(each)["images_seen"] for each in (tmp_path / "progress.jsonl").open()] == [1]
+    ledger.add([line(3)])
+    assert [json.loads(each)["images_seen"] for each in (tmp_path / "progress.jsonl").open()] == [1, 2, 3]
 
 
 def test_lines_of_a_run_that_knew_no_mark_are_not_sent_again(tmp_path: Path, store: Any) -> None:
