@@ -304,9 +304,7 @@ def mlflow_away(cluster: Cluster, run: Path) -> Outcome:
         training.until(sent, "the reports that MLflow missed")
         seconds = time.time() - returned
         training.end()
-    return Outcome(
-        0, seconds, f"never stopped ({meanwhile} images in 30 s without); MLflow had all reports again after"
-    )
+    return Outcome(0, seconds, f"never stopped: {meanwhile} images in 30 s without; then MLflow got what it missed")
 
 
 FAULTS = {
