@@ -89,7 +89,8 @@ class CheckpointWriter:
         return self.run / "checkpoints" / str(self._record["position"]["images_seen"])
 
     def _write(self, directory: Path, table: Table, files: dict[str, Any]) -> None:
-        if sys.platform == "linux":  # Where each thread has its own: writing takes what training leaves idle.
+        # Writing takes what training leaves idle; a table on disk is written while training waits.
+        if sys.platform == "linux" and isinstance(table, CodeTable):  # Where each thread has a priority of its own.
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         try:
             for shard, (first, last) in rows_of_shards(self.images).items():

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from glo_core.files import UserError, write_bytes
+from glo_core.files import write_bytes
 from pipelines.tracking import Tracker
 
 Line = dict[str, Any]
@@ -89,7 +89,7 @@ def keep_sending(ledger: Ledger, tracker: Tracker, ended: threading.Event, every
         last, complaint = ended.wait(every_s), ""
         try:
             ledger.send(tracker)
-        except UserError as error:
+        except Exception as error:  # Whatever MLflow's store raises: training must not die of its tracker.
             complaint = str(error)
         if last:
             return complaint
