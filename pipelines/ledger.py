@@ -79,8 +79,10 @@ class Ledger:
 def _drop_cut_line(file: Any) -> None:
     """A killed process may leave half a line."""
     file.seek(0)
-    whole = file.read().rfind(b"\n") + 1
-    file.truncate(whole)
+    content = file.read()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        file.truncate(whole)
 
 
 def keep_sending(ledger: Ledger, tracker: Tracker, ended: threading.Event, every_s: float = 1.0) -> str:
