@@ -91,7 +91,8 @@ class CheckpointWriter:
     def _write(self, directory: Path, table: Table, files: dict[str, Any]) -> None:
         # Writing takes what training leaves idle; a table on disk is written while training waits.
         if sys.platform == "linux" and isinstance(table, CodeTable):  # Where each thread has a priority of its own.
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         try:
             for shard, (first, last) in rows_of_shards(self.images).items():
                 with _written(directory, shard_name(shard), self._parts) as file:

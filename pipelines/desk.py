@@ -4,6 +4,7 @@ rank 0 --metrics--> Desk (an actor) --> driver: ledger (progress.jsonl, MLflow),
 driver: Ctrl-C --> Desk --> rank 0 --> every rank, at the same step
 """
 
+import contextlib
 import io
 import signal
 import threading
@@ -19,7 +20,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from glo_core.files import write_bytes
+from glo_core.files import UserError, write_bytes
 from glo_core.runtime import Metrics, TorchDistributed
 from pipelines.ledger import Ledger, Line, keep_sending
 from pipelines.stage import Stage
@@ -141,7 +142,9 @@ def following(desk: Any, stage: Stage, target: int) -> Iterator[None]:
                 last = ended.wait(1.0)
                 reports = ray.get(desk.take.remote())
                 ledger.add([{"time_ms": when, "images_seen": seen, **metrics} for when, seen, metrics in reports])
-                ledger.add([_kept(picture, stage.directory) for picture in ray.get(desk.take_pictures.remote())])
+                for picture in ray.get(desk.take_pictures.remote()):
+                    with contextlib.suppress(UserError, OSError):  # A full disk: reports go on without pictures.
+                        ledger.add([_kept(picture, stage.directory)])
                 for _, seen, metrics in reports:
                     _show(bar, seen, metrics)
 

@@ -3,6 +3,7 @@
 Training writes here and waits for nobody. What MLflow did not take is offered again, also by the next command.
 """
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -29,7 +30,8 @@ class Ledger:
         _drop_cut_line(self._file)
         if not self._mark.exists():  # Lines without a mark are of a time when nothing was sent again.
             self._set_sent(self._file.seek(0, 2))
-        self.sent = int(self._mark.read_text())
+        # After a crash of the machine the mark may be of lines that never reached the disk.
+        self.sent = min(int(self._mark.read_text()), self._path.stat().st_size)
         self._waiting: list[Line] = []
 
     def add(self, lines: list[Line]) -> None:
@@ -51,7 +53,7 @@ class Ledger:
         return self._path.stat().st_size > self.sent
 
     def send(self, tracker: Tracker) -> None:
-        """Send what MLflow does not have, oldest first.
+        """Send what MLflow does not have, oldest first; a picture that it does not take is left out.
 
         Raises:
             UserError: if it does not answer; what it took before is marked as sent.
@@ -60,8 +62,9 @@ class Ledger:
             reports = [line for line in lines if "picture" not in line]
             tracker.history([(line.pop("time_ms"), line.pop("images_seen"), line) for line in reports])
             for line in lines:
-                if "picture" in line and (self.run / line["picture"]).exists():
-                    tracker.image(self.run / line["picture"], line["images_seen"])
+                if "picture" in line:
+                    with contextlib.suppress(Exception):  # The file stays; reports must not wait for a picture.
+                        tracker.image(self.run / line["picture"], line["images_seen"])
             self.sent = end
             self._set_sent(end)
 

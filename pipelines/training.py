@@ -20,6 +20,7 @@ import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from glo_core import order
 from glo_core.cache import Cache
@@ -46,8 +47,8 @@ class TrainSettings(TrainConfig):
     images: int = 1_000_000
     """Images to see in all; a larger number on a finished run trains on"""
     workers: int | str = 1
-    """Ray Train workers, or a range such as 1:8 for as many as the cluster has room for while it grows and shrinks;
-    the result does not depend on it"""
+    """Ray Train workers, or a range such as 1:8 (quoted in a recipe) for as many as the cluster has room for while it
+    grows and shrinks; the result does not depend on it"""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto takes a GPU for each worker where the cluster has them"""
     cpus_per_worker: float = 0.0
@@ -122,9 +123,10 @@ def run_training(job: TrainJob) -> dict[str, Any]:
             return done
         with ray_session():
             resources = _worker_resources(job)
+            # Before the record says that it is there.
+            decoder = _keep_decoder(warm_start, job.run / "warm_start") if warm_start is not None else None
             length = {"images": phase.target, "workers": job.workers, "device": job.device}
             stage.begin({**stage.record["identity"], f"phase.{phase.number}": length})
-            decoder = _keep_decoder(warm_start, job.run / "warm_start") if warm_start is not None else None
             _print_plan(job, dataset, phase)
             _fit(job, stage, phase, snapshot, resources, decoder)
         position = Checkpoint.latest(job.run).position
@@ -147,9 +149,12 @@ def _send_rest(stage: Stage, job: TrainJob) -> None:
     ledger, done = Ledger(job.run), stage.done
     if not ledger.behind or done is None:
         return
-    stage.begin(stage.record["identity"])
-    ledger.send(stage.tracker)
-    stage.finish(done)
+    try:
+        stage.begin(stage.record["identity"])
+        ledger.send(stage.tracker)
+    except UserError as error:
+        print(f"train: {error}; progress.jsonl has what it missed", flush=True)
+    stage.done = done
 
 
 def _warm_start(job: TrainJob) -> Checkpoint | None:
@@ -168,7 +173,8 @@ def _keep_decoder(checkpoint: Checkpoint, directory: Path) -> Path:
     """Copy a checkpoint's decoder, so that the other run may train on, or go, meanwhile."""
     if checkpoint.directory != directory:
         for name in (*DECODER_PARTS, MARK):  # The mark last.
-            write_bytes(directory / name, (checkpoint.directory / name).read_bytes())
+            source = checkpoint.directory / MARK if name == MARK else checkpoint.part(name)
+            write_bytes(directory / name, source.read_bytes())
     return directory
 
 
@@ -241,7 +247,9 @@ def _phase(stage: Stage, job: TrainJob, dataset: Dataset) -> tuple[Phase | None,
 def _fit(
     job: TrainJob, stage: Stage, phase: Phase, snapshot: str, resources: dict[str, float], decoder: Path | None
 ) -> None:
-    desk: Any = ray.remote(Desk).options(num_cpus=0).remote()
+    # Beside the driver: it must outlive every other node.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    desk: Any = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
     config = TrainConfig(**{f.name: getattr(job, f.name) for f in dataclasses.fields(TrainConfig)})
     arguments = {
         "config": config,

@@ -88,14 +88,17 @@ def test_a_step_sends_the_gradients_of_the_decoder_and_little_more(three: Path) 
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_faults_at_five_random_steps_leave_500_steps_as_they_are(tmp_path: Path, world_size: int) -> None:
-    target = 7700  # 100 epochs of 5 steps
+    target = 7700
     whole = dict(train(1, tmp_path / "whole", target))
-    assert len(whole) == 500
+    assert len(whole) >= 500
     run = tmp_path / "struck"
     for end in sorted(np.random.default_rng(world_size).integers(16, target, 5).tolist()):
         assert launch(world_size, run, target, end).returncode != 0
         assert not (run / "losses.json").exists()
+    kept = int(committed(run)[-1].name)
     tail = train(world_size, run, target)
+    assert kept >= 600
+    assert kept < tail[0, 0] < kept + 32  # It went on from there.
     np.testing.assert_allclose([loss for _, loss in tail], [whole[seen] for seen, _ in tail], rtol=1e-9)
     ids, codes = glo.Checkpoint.latest(run).codes()
     ids_whole, codes_whole = glo.Checkpoint.latest(tmp_path / "whole").codes()

@@ -1,4 +1,4 @@
-"""What MLflow missed is kept and sent later: a real database, which goes away and comes back."""
+"""What MLflow missed is kept and sent later: a store that goes away and comes back."""
 
 import json
 import resource

@@ -247,7 +247,7 @@ def test_checkpoints_come_by_time_too(blobs: torch.Tensor, tmp_path: Path) -> No
 
 
 class Leaving(glo.SingleProcess):
-    """A machine that is about to go; it stops at the look after the one that says so."""
+    """A machine that is always about to go."""
 
     looks = 0
 
