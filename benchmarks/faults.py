@@ -11,6 +11,7 @@ first report after it, or the end of the job where the fault means to end it: th
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import secrets
@@ -138,8 +139,9 @@ class Training:
 
         def again() -> list[tuple[float, int]]:
             found = self.reports()
-            restarts = [i for i in range(1, len(found)) if found[i][1] <= found[i - 1][1] or found[i][0] > since + 5]
-            return [found[i] for i in restarts if found[i][0] > since][:1]
+            # Back to an earlier image, or on where it had stopped, as a start takes seconds and a step does not.
+            begun = (b for a, b in itertools.pairwise(found) if b[1] <= a[1] or b[0] - a[0] > 5)
+            return [report for report in begun if report[0] > since][:1]
 
         self.until(again, "training again")
         when, seen = again()[0]
@@ -204,10 +206,11 @@ def preemption(cluster: Cluster, run: Path) -> Outcome:
         "--reason-message", "spot", "--deadline-remaining-seconds", 20,
     )  # fmt: skip
     time.sleep(20)
-    saved = any(int(path.name) % EVERY > BATCH for path in committed(run))  # Between two by the interval.
+    if not any(int(path.name) % EVERY > BATCH for path in committed(run)):  # Between two by the interval.
+        raise RuntimeError("no checkpoint was written on the notice")
     since, before = time.time(), training.last()
     cluster.raylets.remove_node(leaving, allow_graceful=False)
-    outcome = training.went_on(since, before, f"wrote a checkpoint on the notice ({saved}); went on with one worker")
+    outcome = training.went_on(since, before, "wrote a checkpoint on the notice; went on with one worker")
     training.end()
     return outcome
 
@@ -332,11 +335,13 @@ def server(place: Path, port: int) -> Iterator[None]:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
             break
         time.sleep(0.5)
-    yield
-    for child in psutil.Process(process.pid).children(recursive=True):
-        child.kill()
-    process.kill()
-    process.wait()
+    try:
+        yield
+    finally:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
+        process.wait()
 
 
 def main() -> None:
@@ -354,10 +359,10 @@ def main() -> None:
         cluster.fill_up()
         try:
             outcome = FAULTS[name](cluster, scratch / name)
-        except (TimeoutError, RuntimeError, IndexError) as error:
+        except (TimeoutError, RuntimeError, IndexError, subprocess.SubprocessError) as error:
             failed = True
-            for driver in Training.drivers:
-                driver.kill()
+            for process in Training.drivers:
+                process.kill()
             print(f"| {name} | | | FAILED: {error} |", flush=True)
             continue
         lost = "-" if outcome.lost is None else str(outcome.lost)

@@ -70,6 +70,7 @@ class Keeper:
         self._agreement = Agreement(self.runtime)
         self._since = self._looked = time.monotonic()
         self._leaving = False
+        self._kept: Position | None = None
 
     def agree(self, position: Position) -> bool:
         """Whether to stop; on the way, begin or end a checkpoint that is due.
@@ -103,14 +104,16 @@ class Keeper:
         self._leaving, self._looked = leaving, time.monotonic()
 
     def checkpoint(self, position: Position) -> None:
-        """Copy the state, and let a thread write it."""
+        """Copy the state, and let a thread write it; nothing where that was done at this position already."""
+        if position == self._kept:
+            return
         self.meter.require_finite(position.images_seen)
         with self.meter.timing("checkpoint"):
             self.refresh()
             if self._writer is not None:
                 self._writer.begin(self.learner, position, self.meter.train_psnr)
         self._agreement.forget()
-        self._since = time.monotonic()
+        self._kept, self._since = position, time.monotonic()
 
     def finish(self) -> None:
         """Wait until the last checkpoint is committed."""

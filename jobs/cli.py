@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import pydantic
 import yaml
@@ -21,6 +21,7 @@ from glo_core.location import Location
 Config = TypeVar("Config")
 Values = dict[str, Any]
 SECTIONS = ("preprocess", "train", "fit_prior", "render")
+_INT = "tag:yaml.org,2002:int"
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
@@ -143,10 +144,22 @@ def _descriptions(config_type: type) -> dict[str, str]:
     return found
 
 
+class _RecipeLoader(yaml.SafeLoader):
+    """YAML as people write it: 1:8 is text, and not the number 68 to the base 60."""
+
+    yaml_implicit_resolvers: ClassVar[Any] = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != _INT]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_RecipeLoader.add_implicit_resolver(_INT, re.compile(r"[+-]?[0-9]+$"), list("+-0123456789"))
+
+
 def _read_recipe(path: Path, name: str) -> Values:
     """The section of job `name`; of the pipeline, all sections."""
     try:
-        recipe = yaml.safe_load(path.read_text())
+        recipe = yaml.load(path.read_text(), _RecipeLoader)
     except FileNotFoundError:
         raise UserError(f"recipe={path}: no such file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

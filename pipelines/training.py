@@ -47,7 +47,7 @@ class TrainSettings(TrainConfig):
     images: int = 1_000_000
     """Images to see in all; a larger number on a finished run trains on"""
     workers: int | str = 1
-    """Ray Train workers, or a range such as 1:8 (quoted in a recipe) for as many as the cluster has room for while it
+    """Ray Train workers, or a range such as 1:8 for as many as the cluster has room for while it
     grows and shrinks; the result does not depend on it"""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto takes a GPU for each worker where the cluster has them"""

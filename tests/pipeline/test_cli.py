@@ -56,6 +56,13 @@ def test_flags_win_over_the_recipe_and_the_recipe_over_what_was_recorded(tmp_pat
     assert (whole.preprocess.resolution, whole.train.code.dim) == (32, 8)
 
 
+def test_a_range_and_an_exponent_in_a_recipe_are_what_they_look_like(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("train: {images: 1e3, workers: 1:8, seed: 10}\n")
+    job = parse("train", TrainJob, argv=[*PATHS, "--recipe", str(recipe)])
+    assert (job.images, job.workers, job.seed) == (1000, "1:8", 10)
+
+
 @pytest.mark.parametrize("recipe", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_of_the_repository_is_valid(recipe: Path) -> None:
     parse("pipeline", PipelineJob, argv=["--input", "/a", "--root", "/o", "--recipe", str(recipe)])

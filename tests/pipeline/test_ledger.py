@@ -20,9 +20,11 @@ class Store:
     def __init__(self) -> None:
         self.taken: list[Any] = []
         self.away = False
+        self.refused = threading.Event()
 
     def history(self, reports: list[Any]) -> None:
         if self.away and reports:
+            self.refused.set()
             raise UserError("MLflow: nobody there")
         self.taken += [seen for _, seen, _ in reports]
 
@@ -102,6 +104,7 @@ def test_sending_goes_on_through_an_absence_and_the_last_word_is_the_last_try(tm
     ledger.add([line(1)])
     sender = threading.Thread(target=keep_sending, args=(ledger, store, ended, 0.01))
     sender.start()
+    assert store.refused.wait(10)
     store.away = False
     ended.set()
     sender.join(10)
