@@ -33,7 +33,7 @@ from glo_core.location import Location
 def plain_side(config: glo.TrainConfig, pixels: np.ndarray, steps: int, device: str, *, ours: bool) -> float:
     """Images/s of the plain loop over `pixels`, uint8 `[n, H, W, C]`."""
     count, side, _, channels = pixels.shape
-    decoder = glo.SeedDecoder(config.decoder, code_dim=config.code.dim, resolution=side, channels=channels).to(device)
+    decoder = glo.make_decoder(config.decoder, code_dim=config.code.dim, resolution=side, channels=channels).to(device)
     layout = torch.channels_last if ours else torch.contiguous_format
     decoder = decoder.to(memory_format=layout)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-3, fused=ours)

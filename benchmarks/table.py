@@ -64,7 +64,7 @@ class Linear(torch.nn.Module):
         self.code_dim, self.resolution, self.channels = code_dim, resolution, channels
         self.linear = torch.nn.Linear(code_dim, channels * 4)
 
-    def forward(self, codes: torch.Tensor, live: torch.Tensor | None = None, runtime: Any = None) -> torch.Tensor:
+    def forward(self, codes: torch.Tensor) -> torch.Tensor:
         corner = torch.tanh(self.linear(codes)).reshape(len(codes), self.channels, 2, 2)
         return corner.repeat(1, 1, self.resolution // 2, self.resolution // 2)
 
@@ -79,7 +79,7 @@ def sample(rows: int, window: int, trivial: bool, steps: int, scratch: str, thre
     if trivial:
         import glo_core.step
 
-        setattr(glo_core.step, "SeedDecoder", Linear)  # noqa: B010, in this process alone.
+        setattr(glo_core.step, "make_decoder", Linear)  # noqa: B010, in this process alone.
     batch = 128
     code = glo.CodeConfig(dim=DIM, start="random")
     config = glo.TrainConfig(batch_size=batch, code=code, window=window)

@@ -70,7 +70,7 @@ def bare_side(config: glo.TrainConfig, code_dim: int, shape: tuple[int, int], st
     if device == "cpu":
         keep_freed_memory()  # As the loop does: neither side shall be slow for want of it.
     resolution, channels = shape
-    decoder = glo.SeedDecoder(config.decoder, code_dim=code_dim, resolution=resolution, channels=channels)
+    decoder = glo.make_decoder(config.decoder, code_dim=code_dim, resolution=resolution, channels=channels)
     decoder = decoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-3, fused=True)
     codes = torch.randn(config.batch_size, code_dim, device=device)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from glo_core.checkpoint import Checkpoint
     from glo_core.codes import CodeConfig, CodeTable
     from glo_core.dataset import Dataset, TensorImages
-    from glo_core.decoder import DecoderConfig, SeedDecoder
+    from glo_core.decoder import DecoderConfig, make_decoder
     from glo_core.files import UserError
     from glo_core.keeper import Intervals
     from glo_core.loop import Phase, Trained, train
@@ -23,7 +23,7 @@ _HOMES = {
     "checkpoint": ("Checkpoint",),
     "codes": ("CodeConfig", "CodeTable"),
     "dataset": ("Dataset", "TensorImages"),
-    "decoder": ("DecoderConfig", "SeedDecoder"),
+    "decoder": ("DecoderConfig", "make_decoder"),
     "files": ("UserError",),
     "keeper": ("Intervals",),
     "loop": ("Phase", "Trained", "train"),
@@ -40,13 +40,13 @@ __all__ = [
     "DecoderConfig",
     "Intervals",
     "Phase",
-    "SeedDecoder",
     "SingleProcess",
     "TensorImages",
     "TorchDistributed",
     "TrainConfig",
     "Trained",
     "UserError",
+    "make_decoder",
     "train",
 ]
 

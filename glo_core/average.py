@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from glo_core.decoder import MaskedBatchNorm, SeedDecoder
+from glo_core.norm import MaskedBatchNorm, sharing_batch
 from glo_core.runtime import Runtime
 
 RAMP_UP = 0.05
@@ -16,7 +16,7 @@ RAMP_UP = 0.05
 class AveragedDecoder:
     """A second decoder that follows the first."""
 
-    def __init__(self, decoder: SeedDecoder, half_life: float) -> None:
+    def __init__(self, decoder: nn.Module, half_life: float) -> None:
         """Start at `decoder`'s weights; `half_life` is in images, 0 for no averaging."""
         self.decoder = copy.deepcopy(decoder).eval().requires_grad_(False)
         self.half_life = half_life
@@ -36,12 +36,15 @@ class AveragedDecoder:
             batches: codes `[b, code_dim]` and their live mask `[b]`.
         """
         norms = [module for module in self.decoder.modules() if isinstance(module, MaskedBatchNorm)]
+        if not norms:
+            return
         momenta = [norm.momentum for norm in norms]
         self.decoder.train()
         for number, (codes, live) in enumerate(batches, start=1):
             for norm in norms:
                 norm.momentum = 1 / number  # A cumulative mean: lerp by 1/k at the k-th batch.
-            self.decoder(codes, live, runtime)
+            with sharing_batch(self.decoder, live, runtime):
+                self.decoder(codes)
         self.decoder.eval()
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -3,7 +3,6 @@
 `writer.py` writes them.
 """
 
-import dataclasses
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import torch
 
 from glo_core.codes import Table, raw_name
 from glo_core.dataset import ImageSource, rows_of_shards
-from glo_core.decoder import DecoderConfig, SeedDecoder
+from glo_core.decoder import DecoderConfig, Shape, decoder_of_record, decoder_record
 from glo_core.files import UserError, differences, digest_file, digest_json, read_json, read_parquet, read_tensors
 from glo_core.growth import Growth
 from glo_core.hashing import Int64Array
@@ -62,13 +61,6 @@ def sweep_uncommitted(run: Path) -> None:
     for path in (run / "checkpoints").glob("*"):
         if not (path / MARK).exists():
             shutil.rmtree(path, ignore_errors=True)
-
-
-def decoder_record(learner: Learner) -> dict[str, Any]:
-    """What `decoder.json` says: all that makes a decoder of the same kind."""
-    decoder, config = learner.decoder, dataclasses.asdict(learner.config.decoder)
-    shape = {"code_dim": decoder.code_dim, "resolution": decoder.resolution, "channels": decoder.channels}
-    return {"config": {**config, "filters": list(config["filters"])}, **shape}
 
 
 class Checkpoint:
@@ -136,13 +128,9 @@ class Checkpoint:
             values[name] = flat.reshape(-1, column.type.list_size) if nested else flat
         return values
 
-    def decoder(self) -> SeedDecoder:
+    def decoder(self) -> torch.nn.Module:
         """The decoder with averaged weights, in eval mode, on the CPU."""
-        record = read_json(self.part("decoder.json"))
-        config = DecoderConfig(**{**record["config"], "filters": tuple(record["config"]["filters"])})
-        decoder = SeedDecoder(
-            config, code_dim=record["code_dim"], resolution=record["resolution"], channels=record["channels"]
-        )
+        decoder = decoder_of_record(read_json(self.part("decoder.json")))
         tensors = self.tensors("averaged")
         decoder.to(next(iter(tensors.values())).dtype).load_state_dict(tensors)
         return decoder.eval()
@@ -160,17 +148,22 @@ class Checkpoint:
         Raises:
             UserError: if its decoder is of another kind.
         """
+        self.require_decoder(learner.config.decoder, learner.shape)
+        tensors = self.tensors("averaged")
+        learner.decoder.load_state_dict(tensors)
+        learner.averaged.decoder.load_state_dict(tensors)
+
+    def require_decoder(self, config: DecoderConfig, shape: Shape) -> None:
+        """Raise `UserError` if the decoder here is not of this kind and shape."""
         theirs = read_json(self.part("decoder.json"))
-        ours = decoder_record(learner)
+        ours = decoder_record(config, shape)
+        theirs["config"] = {**decoder_record(DecoderConfig(), shape)["config"], **theirs["config"]}
         changed = differences({key: theirs[key] for key in ours}, ours)
         if changed:
             raise UserError(
                 f"warm_start={self.directory}: has another decoder ({'; '.join(changed)}); give the same settings, "
                 "or start without it"
             )
-        tensors = self.tensors("averaged")
-        learner.decoder.load_state_dict(tensors)
-        learner.averaged.decoder.load_state_dict(tensors)
 
     def restore(self, learner: Learner, images: ImageSource) -> Growth:
         """Bring `learner` to this checkpoint's state. Rows of `images` that it does not hold keep their start."""

@@ -30,10 +30,16 @@ class CodeConfig(Config):
     """Row by row: Adam with each row's own count, Adagrad with one scalar per row, or plain gradient descent"""
     learning_rate: float = 5e-3
     """The optimizer's step size for codes at the schedule's peak"""
+    schedule: Literal["same", "cosine", "constant", "step"] = "same"
+    """Of the codes' learning rate: the decoder's, or one of its own"""
     beta1: float = 0.5
     """Decay of Adam's first moment, per update of the row (a row has one update an epoch)"""
     beta2: float = 0.9
     """Decay of Adam's second moment, per update of the row"""
+    decay: float = 0.0
+    """Weight of half the squared norm of a raw code beside its image's loss"""
+    noise: float = 0.0
+    """Root mean square norm of Gaussian noise on each code in training, new every epoch; codes have norm 1 at most"""
 
     def __post_init__(self) -> None:
         if self.dim < 1:
@@ -42,6 +48,9 @@ class CodeConfig(Config):
             raise ValueError(f"`code.learning_rate` (={self.learning_rate}) must be at least 0")
         if not self.start_scale > 0:
             raise ValueError(f"`code.start_scale` (={self.start_scale}) must be above 0")
+        for name in ("decay", "noise"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"`code.{name}` (={getattr(self, name)}) must be at least 0")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`code.{name}` (={getattr(self, name)}) must be at least 0 and below 1")

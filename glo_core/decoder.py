@@ -1,34 +1,54 @@
-"""The decoder: code -> image. The seed's transposed convolutions, at any resolution 4 * 2^n."""
+"""Decoders: code -> image, at any resolution 4 * 2^n from 8 px on.
 
+`make_decoder` makes every kind: the seed's and the paper's transposed convolutions, a residual one, or the user's own.
+"""
+
+import dataclasses
+import importlib
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from glo_core.config import Config
-from glo_core.runtime import AllSum, Runtime
+from glo_core.files import UserError
+from glo_core.norm import MaskedBatchNorm, mask_batch_norms
+from glo_core.residual import ResidualDecoder
+
+_SEED_WIDTHS = (256, 128, 64, 64, 32, 16, 8, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig(Config):
-    """The seed's decoder."""
+    """What kind of decoder, and how large."""
 
+    kind: str = "seed"
+    """seed, dcgan, residual, or your own: package.module:Class, called with code_dim, resolution and channels"""
     filters: tuple[int, ...] = ()
-    """Channels at 4, 8, 16, ... px, one per doubling; empty for the seed's first ones (256 128 64 64 32)"""
+    """Channels at 4, 8, 16, ... px, one per doubling; empty for the kind's own"""
     kernel_size: int = 5
-    """Side of the transposed convolutions between them"""
+    """Side of the seed's transposed convolutions but for the first and the last"""
     batch_norm_momentum: float = 0.01
     """Weight of a new batch in the running statistics"""
+    modulation: bool = False
+    """Residual only: the code also scales and shifts each group norm"""
 
     def __post_init__(self) -> None:
+        if self.kind not in KINDS and not all(self.kind.partition(":")):
+            raise ValueError(f"`decoder.kind` (={self.kind}) must be {', '.join(KINDS)}, or package.module:Class")
         if any(width < 1 for width in self.filters):
             raise ValueError(f"`decoder.filters` (={list(self.filters)}) must be positive")
-        if not 2 <= self.kernel_size <= 9:
-            raise ValueError(f"`decoder.kernel_size` (={self.kernel_size}) must be from 2 to 9")
+        if self.kernel_size < 2:
+            raise ValueError(f"`decoder.kernel_size` (={self.kernel_size}) must be at least 2")
         if not 0 < self.batch_norm_momentum <= 1:
             raise ValueError(f"`decoder.batch_norm_momentum` (={self.batch_norm_momentum}) must be in (0, 1]")
+        if self.modulation and self.kind != "residual":
+            raise ValueError(f"`decoder.modulation` needs kind=residual, not {self.kind}")
 
     def widths(self, resolution: int) -> tuple[int, ...]:
         """Channels of each hidden layer at `resolution`.
@@ -37,7 +57,11 @@ class DecoderConfig(Config):
             ValueError: if `filters` is of another length than `resolution` needs.
         """
         doublings = (resolution // 4).bit_length() - 1
-        widths = self.filters or (256, 128, 64, 64, 32, 16, 8, 8)[:doublings]
+        if self.kind == "dcgan":
+            own = tuple(min(64 << (doublings - 1 - level), 1024) for level in range(doublings))
+        else:
+            own = _SEED_WIDTHS[:doublings]
+        widths = self.filters or own
         if len(widths) != doublings:
             raise ValueError(
                 f"`decoder.filters` (={list(widths)}) must have {doublings} entries for images of {resolution} px"
@@ -45,85 +69,85 @@ class DecoderConfig(Config):
         return widths
 
 
-class MaskedBatchNorm(nn.Module):
-    """Batch normalization whose statistics are those of the whole global batch, padding left out.
+class Shape(NamedTuple):
+    """What a decoder maps between: codes `[b, code_dim]` and images `[b, channels, resolution, resolution]`."""
 
-    Count, sum and sum of squares are summed over ranks inside the graph, so that values and gradients are the
-    same at every world size (`torch.nn.SyncBatchNorm` refuses CPU tensors and knows no mask).
+    code_dim: int
+    resolution: int
+    channels: int
+
+
+def make_decoder(config: DecoderConfig, *, code_dim: int, resolution: int, channels: int, seed: int = 0) -> nn.Module:
+    """A decoder in its initial state, a function of `config`, the shapes and `seed` alone.
+
+    Its `forward` takes codes `[b, code_dim]` and returns images `[b, channels, resolution, resolution]`, -1 black and
+    1 white.
+
+    Raises:
+        UserError: if a decoder of the user's cannot be made, or makes something else.
+        ValueError: if `filters` does not fit `resolution`.
     """
-
-    running_mean: torch.Tensor
-    running_var: torch.Tensor
-
-    def __init__(self, channels: int, momentum: float, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.momentum, self.eps = momentum, eps
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-
-    def forward(self, x: torch.Tensor, live: torch.Tensor, runtime: Runtime | None) -> torch.Tensor:
-        """Normalize `x` `[b, channels, h, w]`; `live` `[b]` is 1 for images and 0 for padding."""
-        if self.training:
-            mean, var = self._batch_statistics(x, live, runtime)
-        else:
-            mean, var = self.running_mean, self.running_var
-        scale = self.weight * torch.rsqrt(var + self.eps)
-        shift = self.bias - mean * scale
-        return torch.addcmul(shift[:, None, None], x, scale[:, None, None])
-
-    def _batch_statistics(
-        self, x: torch.Tensor, live: torch.Tensor, runtime: Runtime | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        # E[x] and E[x^2] - E[x]^2 over the live images of all ranks, from one sum over ranks.
-        channels, area = x.shape[1], x.shape[2] * x.shape[3]
-        sums = live @ x.sum(dim=(2, 3))
-        squares = live @ x.square().sum(dim=(2, 3))
-        statistics = torch.cat([sums, squares, (live.sum() * area).reshape(1)])
-        if runtime is not None and runtime.world_size > 1:
-            statistics = AllSum.apply(statistics, runtime)  # type: ignore[no-untyped-call]
-        count = statistics[-1].clamp_min(1)
-        mean = statistics[:channels] / count
-        var = (statistics[channels : 2 * channels] / count - mean.square()).clamp_min(0)
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * count / (count - 1).clamp_min(1), self.momentum)
-        return mean, var
+    shape = Shape(code_dim, resolution, channels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if config.kind in KINDS:
+            return KINDS[config.kind](config, shape, seed)
+        return _imported(config.kind, shape)
 
 
-class SeedDecoder(nn.Module):
+class TransposedDecoder(nn.Module):
     """4x4 transposed convolution, then one of stride 2 per doubling, batch norm and ReLU between, tanh at the end.
 
     No layer before a batch norm has a bias: its gradient would be rounding noise, which Adam would amplify.
     """
 
-    def __init__(self, config: DecoderConfig, *, code_dim: int, resolution: int, channels: int, seed: int = 0) -> None:
+    def __init__(
+        self, shape: Shape, widths: tuple[int, ...], *, kernel: int, last_kernel: int, last_bias: bool, momentum: float
+    ) -> None:
         super().__init__()
-        self.code_dim, self.resolution, self.channels = code_dim, resolution, channels
-        widths = config.widths(resolution)
-        layers = [nn.ConvTranspose2d(code_dim, widths[0], 4, bias=False)]
-        layers += [_doubling(a, b, config.kernel_size, bias=False) for a, b in itertools.pairwise(widths)]
+        layers = [nn.ConvTranspose2d(shape.code_dim, widths[0], 4, bias=False)]
+        layers += [_doubling(a, b, kernel, bias=False) for a, b in itertools.pairwise(widths)]
         self.convolutions = nn.ModuleList(layers)
-        self.norms = nn.ModuleList([MaskedBatchNorm(width, config.batch_norm_momentum) for width in widths])
-        self.output = _doubling(widths[-1], channels, 3, bias=True)
+        self.norms = nn.ModuleList([MaskedBatchNorm(width, momentum) for width in widths])
+        self.output = _doubling(widths[-1], shape.channels, last_kernel, bias=last_bias)
+
+    @classmethod
+    def seed(cls, config: DecoderConfig, shape: Shape, seed: int) -> Self:
+        """The seed's: kernels of 5 (or `kernel_size`), the last of 3, Xavier's start."""
+        decoder = cls(
+            shape,
+            config.widths(shape.resolution),
+            kernel=config.kernel_size,
+            last_kernel=3,
+            last_bias=True,
+            momentum=config.batch_norm_momentum,
+        )
         generator = torch.Generator().manual_seed(seed)
-        for layer in [*layers, self.output]:
+        for layer in [*decoder.convolutions, decoder.output]:
             nn.init.xavier_uniform_(layer.weight, generator=generator)
-        nn.init.zeros_(self.output.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(decoder.output.bias)  # type: ignore[arg-type]
+        return decoder
 
-    def forward(
-        self, codes: torch.Tensor, live: torch.Tensor | None = None, runtime: Runtime | None = None
-    ) -> torch.Tensor:
-        """Decode `codes` `[b, code_dim]` to images `[b, channels, resolution, resolution]` in (-1, 1).
+    @classmethod
+    def dcgan(cls, config: DecoderConfig, shape: Shape, seed: int) -> Self:
+        """DCGAN's generator (Radford et al., arXiv 1511.06434): kernels of 4, no bias, weights from N(0, 0.02^2)."""
+        decoder = cls(
+            shape,
+            config.widths(shape.resolution),
+            kernel=4,
+            last_kernel=4,
+            last_bias=False,
+            momentum=config.batch_norm_momentum,
+        )
+        generator = torch.Generator().manual_seed(seed)
+        for layer in [*decoder.convolutions, decoder.output]:
+            nn.init.normal_(layer.weight, std=0.02, generator=generator)
+        return decoder
 
-        Args:
-            live: 1 for images and 0 for padding, `[b]`; only batch statistics use it. Default: all ones.
-            runtime: ranks that share the batch; default: none.
-        """
+    def forward(self, codes: torch.Tensor) -> torch.Tensor:
         x = codes[:, :, None, None]
-        live = codes.new_ones(len(codes)) if live is None else live
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            x = F.relu(norm(convolution(x), live, runtime))
+            x = F.relu(norm(convolution(x)))
         return torch.tanh(self.output(x))
 
 
@@ -136,5 +160,77 @@ def _doubling(inputs: int, outputs: int, kernel: int, *, bias: bool) -> nn.ConvT
     )
 
 
+def _residual(config: DecoderConfig, shape: Shape, _: int) -> nn.Module:
+    return ResidualDecoder(
+        code_dim=shape.code_dim,
+        channels=shape.channels,
+        widths=config.widths(shape.resolution),
+        modulation=config.modulation,
+    )
+
+
+KINDS: Mapping[str, Any] = {
+    "seed": TransposedDecoder.seed,
+    "dcgan": TransposedDecoder.dcgan,
+    "residual": _residual,
+}
+
+
+def _imported(kind: str, shape: Shape) -> nn.Module:
+    """The user's own decoder. Its batch norms are replaced by ones that are exact at every world size."""
+    module_name, _, class_name = kind.partition(":")
+    try:
+        make = getattr(importlib.import_module(module_name), class_name)
+        decoder = mask_batch_norms(make(**shape._asdict()))
+        with torch.no_grad():
+            made = decoder.eval()(torch.zeros(2, shape.code_dim))
+    except Exception as error:  # Whatever the user's code raises.
+        raise UserError(f"decoder.kind={kind}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    expected = (2, shape.channels, shape.resolution, shape.resolution)
+    if tuple(made.shape) != expected:
+        raise UserError(f"decoder.kind={kind}: makes {tuple(made.shape)} of two codes where {expected} is needed")
+    return decoder.train()
+
+
+def decoder_record(config: DecoderConfig, shape: Shape) -> dict[str, Any]:
+    """What `decoder.json` says: all that makes a decoder of the same kind."""
+    values = dataclasses.asdict(config)
+    return {"config": {**values, "filters": list(values["filters"])}, **shape._asdict()}
+
+
+def decoder_of_record(record: Mapping[str, Any]) -> nn.Module:
+    """The decoder that `decoder.json` describes, in its initial state."""
+    config = DecoderConfig(**{**record["config"], "filters": tuple(record["config"]["filters"])})
+    return make_decoder(config, **{name: record[name] for name in Shape._fields})
+
+
 def num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+class Cost(NamedTuple):
+    """What a decoder takes."""
+
+    parameters: int
+    flops: int
+    """Floating-point operations of decoding one image, a multiplication and an addition being two; a step of training
+    takes three times as many: forward, by the inputs, by the weights"""
+    activations: int
+    """Values that the backward pass needs of each image"""
+
+
+def cost(decoder: nn.Module, code_dim: int) -> Cost:
+    """Count on PyTorch's meta device: nothing is computed. `decoder` is left there."""
+    held: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.ndim > 1 and len(tensor) == 2:  # Of the batch; weights and statistics are not.
+            held[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    decoder = decoder.to("meta").train()
+    codes = torch.zeros(2, code_dim, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
+        decoder(codes)
+    activations = sum(tensor.numel() for tensor in held.values()) // 2
+    return Cost(num_parameters(decoder), counter.get_total_flops() // 2, activations)

@@ -10,7 +10,7 @@ import torch
 from glo_core.codes import CodeTable
 from glo_core.dataset import ImageSource
 from glo_core.hashing import Int64Array
-from glo_core.losses import LOSSES, to_target
+from glo_core.losses import to_target
 from glo_core.runtime import Runtime
 from glo_core.step import Learner
 
@@ -76,7 +76,7 @@ def _fit(learner: Learner, images: ImageSource, rows: Int64Array, weights: torch
     every = torch.arange(len(rows), device=raw.device)
     for _ in range(FIT_STEPS):
         codes = fitted.raw.clone().requires_grad_()
-        losses = LOSSES[config.loss](learner.averaged.decoder(fitted.project(codes)), target)
+        losses = learner.loss(learner.averaged.decoder(fitted.project(codes)), target)
         (gradient,) = torch.autograd.grad(losses.sum(), codes)
         fitted.update(every, gradient, config.code.learning_rate)
     # Only the codes: their optimizer's state begins with training.

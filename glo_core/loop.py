@@ -11,7 +11,6 @@ from glo_core.cache import Cache
 from glo_core.checkpoint import Checkpoint, Position, committed, sweep_uncommitted
 from glo_core.codes import PROJECTIONS, Table
 from glo_core.dataset import ImageSource
-from glo_core.decoder import SeedDecoder
 from glo_core.epochs import Epochs
 from glo_core.files import UserError, differences, write_json
 from glo_core.grid import grid, in_rows
@@ -22,7 +21,7 @@ from glo_core.meter import DivergedError, Meter
 from glo_core.metrics import pca_psnr, reconstruction_psnr
 from glo_core.render import decode_codes
 from glo_core.runtime import Metrics, Runtime, SingleProcess
-from glo_core.step import Learner, TrainConfig
+from glo_core.step import Learner, Rates, TrainConfig
 
 STATISTICS_STEPS = 16
 """Batches over which the averaged decoder's running statistics are recomputed."""
@@ -40,23 +39,25 @@ class Phase:
     target: int
     """Images seen at its end"""
 
-    def rate_factor(self, images_seen: int, config: TrainConfig) -> float:
+    def rates(self, images_seen: int, config: TrainConfig) -> Rates:
         """What the learning rates are multiplied with at `images_seen`."""
         seen = max(images_seen - self.start, 0)
         rise = min((seen + config.batch_size) / config.warm_up, 1.0) if config.warm_up else 1.0
-        match config.schedule:
-            case "cosine":
-                return rise * 0.5 * (1 + math.cos(math.pi * min(seen / max(self.target - self.start, 1), 1)))
-            case "step":
-                return rise * config.decay ** (images_seen // config.decay_every)
-        return rise
+        factors = {
+            "cosine": 0.5 * (1 + math.cos(math.pi * min(seen / max(self.target - self.start, 1), 1))),
+            "step": config.decay ** (images_seen // config.decay_every),
+            "constant": 1.0,
+        }
+        of_codes = config.schedule if config.code.schedule == "same" else config.code.schedule
+        decoder = 0.0 if seen < config.codes_first else rise * factors[config.schedule]
+        return Rates(decoder, rise * factors[of_codes])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
     """What training leaves in memory."""
 
-    decoder: SeedDecoder
+    decoder: torch.nn.Module
     """With averaged weights, in eval mode"""
     table: Table
     position: Position
@@ -108,8 +109,8 @@ def train(
             learner.table.begin_epoch([of_lane.windows for of_lane in orders])
             batches = meter.waiting_for(epochs.batches(orders, position.step))
             for step, batch in enumerate(batches, position.step):
-                factor = phase.rate_factor(position.images_seen, config)
-                sums = learner.step(batch, factor)
+                rates = phase.rates(position.images_seen, config)
+                sums = learner.step(batch, rates, position.epoch)
                 before, position = position, _advance(position, epochs)
                 seen = position.images_seen - before.images_seen
                 learner.averaged.update(learner.decoder, position.images_seen, seen)
@@ -118,7 +119,7 @@ def train(
                 done = position.images_seen >= phase.target
                 meter.add(sums, seen)
                 if done or _crossed(before, position, intervals.report):
-                    meter.report(position.images_seen, factor)
+                    meter.report(position.images_seen, rates)
                 if step % AGREE_STEPS == 0:
                     stopped = keeper.agree(position)
                 if done or stopped:

@@ -10,7 +10,7 @@ import torch
 
 from glo_core.files import UserError
 from glo_core.metrics import psnr
-from glo_core.step import NUM_SUMS, Learner
+from glo_core.step import NUM_SUMS, Learner, Rates
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ class Meter:
                 "the last checkpoint is kept"
             )
 
-    def report(self, images_seen: int, factor: float) -> None:
+    def report(self, images_seen: int, rates: Rates) -> None:
         """Merge over ranks, hand to the runtime, begin anew.
 
         Raises:
@@ -95,8 +95,8 @@ class Meter:
                     "code_norm_std": math.sqrt(max(norm_squared - norm * norm, 0.0)),
                     "code_gradient_norm": pull,
                     "gradient_norm": gradient,
-                    "learning_rate": factor * config.learning_rate,
-                    "code_learning_rate": factor * config.code.learning_rate,
+                    "learning_rate": rates.decoder * config.learning_rate,
+                    "code_learning_rate": rates.codes * config.code.learning_rate,
                     "images_per_s": self.timed_images / elapsed,
                     **{f"{what}_share": seconds / elapsed for what, seconds in self.spent.items()},
                 },

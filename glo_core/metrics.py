@@ -7,7 +7,6 @@ import torch
 
 from glo_core.codes import Table
 from glo_core.dataset import ImageSource
-from glo_core.decoder import SeedDecoder
 from glo_core.losses import to_target, to_unit
 from glo_core.runtime import Runtime
 
@@ -20,7 +19,7 @@ def psnr(mean_squared_error: float) -> float:
     return -10 * math.log10(max(mean_squared_error, 1e-20))
 
 
-def reconstruction_psnr(decoder: SeedDecoder, table: Table, images: ImageSource, runtime: Runtime) -> float:
+def reconstruction_psnr(decoder: torch.nn.Module, table: Table, images: ImageSource, runtime: Runtime) -> float:
     """PSNR in dB of `decoder` at its learned codes over the images of all ranks. `decoder` is in eval mode."""
     sums = torch.zeros(2, dtype=torch.float64)
     with torch.inference_mode():

@@ -9,7 +9,6 @@ import torch
 from glo_core.codes import PROJECTIONS
 from glo_core.dataset import ImageSource
 from glo_core.decode import UInt8Array
-from glo_core.decoder import SeedDecoder
 from glo_core.hashing import Int64Array
 from glo_core.losses import to_unit
 
@@ -17,7 +16,7 @@ _CHUNK = 256
 
 
 @torch.inference_mode()
-def decode_codes(decoder: SeedDecoder, codes: torch.Tensor) -> UInt8Array:
+def decode_codes(decoder: torch.nn.Module, codes: torch.Tensor) -> UInt8Array:
     """Images of `codes` `[n, code_dim]` by a decoder in eval mode, uint8 `[n, H, W, C]`."""
     weight = next(decoder.parameters())
     images = [to_unit(decoder(chunk.to(weight))).mul(255).round().byte() for chunk in codes.split(_CHUNK)]

@@ -12,12 +12,13 @@ import numpy.typing as npt
 import torch
 
 from glo_core.average import AveragedDecoder
-from glo_core.codes import CodeConfig, Table
+from glo_core.codes import PROJECTIONS, CodeConfig, Table
 from glo_core.config import Config
 from glo_core.dataset import ImageSource
-from glo_core.decoder import DecoderConfig, SeedDecoder
-from glo_core.hashing import Int64Array
-from glo_core.losses import LOSSES, mse, to_target, to_unit
+from glo_core.decoder import DecoderConfig, Shape, make_decoder
+from glo_core.hashing import Int64Array, key64, mix64, normal
+from glo_core.losses import PyramidConfig, loss_terms, make_loss, mse, to_target, to_unit
+from glo_core.norm import sharing_batch
 from glo_core.runtime import Runtime
 
 NUM_SUMS = 6
@@ -33,18 +34,28 @@ class TrainConfig(Config):
     """Seed of the start and of the order of training"""
     batch_size: int = 128
     """Images of one optimizer step over all workers"""
-    loss: Literal["mse", "pairwise"] = "mse"
-    """Mean squared error, or the seed's mean pairwise squared error"""
+    loss: str = "mse"
+    """A sum such as pyramid + 0.5 mse of: mse, l1, pairwise (the seed's), pyramid (the paper's), ssim, perceptual"""
+    perceptual_network: str = "vgg16"
+    """Of the loss perceptual: vgg16 of torchvision, or package.module:function that returns your own"""
     precision: Literal["float32", "float64"] = "float32"
     """Type of weights, codes and arithmetic"""
     window: int = 0
     """Rows of a lane that an epoch visits together, so that no others need be in memory; 0 keeps every code there"""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """Of the decoder"""
     learning_rate: float = 1e-3
-    """Adam's step size for the decoder at the schedule's peak"""
+    """The optimizer's step size for the decoder at the schedule's peak"""
+    beta1: float = 0.9
+    """Decay of Adam's first moment, per step; with sgd, the momentum"""
+    beta2: float = 0.999
+    """Decay of Adam's second moment, per step"""
     schedule: Literal["cosine", "constant", "step"] = "cosine"
     """Of both learning rates: cosine decay to 0 over the images of a phase, none, or a factor every so many images"""
     warm_up: int = 0
     """Images over which both learning rates rise to their peak at a phase's start"""
+    codes_first: int = 0
+    """Images at a phase's start that train their codes alone, the decoder as it is"""
     decay: float = 0.5
     """Factor of the step schedule"""
     decay_every: int = 1_000_000
@@ -55,24 +66,36 @@ class TrainConfig(Config):
     """Half-life in images of the averaged decoder weights; 0 turns averaging off"""
     code: CodeConfig = field(default_factory=CodeConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    pyramid: PyramidConfig = field(default_factory=PyramidConfig)
 
     def __post_init__(self) -> None:
+        loss_terms(self.loss)
         if self.window < 0:
             raise ValueError(f"`window` (={self.window}) must be at least 1 row, or 0 for all")
         if self.batch_size < 1:
             raise ValueError(f"`batch_size` (={self.batch_size}) must be at least 1")
         if not self.learning_rate >= 0:
             raise ValueError(f"`learning_rate` (={self.learning_rate}) must be at least 0")
-        if self.warm_up < 0 or self.decay_every < 1:
-            raise ValueError(
-                f"`warm_up` (={self.warm_up}) must be at least 0, and `decay_every` (={self.decay_every}) at least 1"
-            )
+        for name, least in (("warm_up", 0), ("codes_first", 0), ("decay_every", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` (={getattr(self, name)}) must be at least {least}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` (={getattr(self, name)}) must be at least 0 and below 1")
         if not 0 < self.decay <= 1:
             raise ValueError(f"`decay` (={self.decay}) must be in (0, 1]")
         if not self.clip_norm >= 0:
             raise ValueError(f"`clip_norm` (={self.clip_norm}) must be at least 0")
         if not self.average_half_life >= 0:
             raise ValueError(f"`average_half_life` (={self.average_half_life}) must be at least 0")
+
+
+class Rates(NamedTuple):
+    """What the schedules multiply the learning rates with at some step."""
+
+    decoder: float
+    """0 leaves the decoder as it is"""
+    codes: float
 
 
 class Batch(NamedTuple):
@@ -92,23 +115,20 @@ class Learner:
     def __init__(self, config: TrainConfig, images: ImageSource, table: Table, runtime: Runtime) -> None:
         """Build decoder, optimizer and average in their initial state, beside `table`."""
         self.config, self.runtime, self.dtype = config, runtime, DTYPES[config.precision]
-        decoder = SeedDecoder(
-            config.decoder,
-            code_dim=config.code.dim,
-            resolution=images.resolution,
-            channels=images.channels,
-            seed=config.seed,
-        )
+        self.shape = Shape(config.code.dim, images.resolution, images.channels)
+        decoder = make_decoder(config.decoder, **self.shape._asdict(), seed=config.seed)
+        self.loss = make_loss(config.loss, config.pyramid, config.perceptual_network, images.resolution, runtime.device)
         self.decoder = decoder.to(runtime.device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = AveragedDecoder(self.decoder, config.average_half_life)
-        self.optimizer = torch.optim.Adam(self.decoder.parameters(), lr=config.learning_rate, fused=True)
+        self.optimizer = _optimizer(config, self.decoder)
         self.table = table
 
-    def step(self, batch: Batch, rate_factor: float) -> torch.Tensor:
+    def step(self, batch: Batch, rates: Rates, epoch: int = 0) -> torch.Tensor:
         """Train on one batch.
 
         Args:
-            rate_factor: multiplies both learning rates, from the schedule.
+            rates: multiply the learning rates, from the schedules.
+            epoch: with the seed and an image's id it decides the noise on the image's code.
 
         Returns:
             This rank's sums over live images of: loss, squared error of the clamped image on [0, 1] per pixel,
@@ -120,19 +140,30 @@ class Learner:
         live = torch.from_numpy(batch.live).to(device, self.dtype)
         target = to_target(batch.images.to(device, non_blocking=True), self.dtype)
         raw = codes.raw[places].requires_grad_()
-        prediction = self.decoder(codes.project(raw), live, self.runtime)
-        losses = LOSSES[self.config.loss](prediction, target)
+        with sharing_batch(self.decoder, live, self.runtime):
+            prediction = self.decoder(self._noisy(codes.project(raw), batch.rows, epoch))
+        losses = self.loss(prediction, target)
         self.optimizer.zero_grad(set_to_none=True)
         (losses * live).sum().backward()
-        gradient = self._step_decoder(rate_factor)
+        gradient = self._step_decoder(rates.decoder)
         assert raw.grad is not None
+        pulled = raw.grad + self.config.code.decay * raw.detach() if self.config.code.decay else raw.grad
         real = torch.from_numpy(np.flatnonzero(batch.live)).to(device)
-        codes.update(places[real], raw.grad[real], rate_factor * self.config.code.learning_rate)
+        codes.update(places[real], pulled[real], rates.codes * self.config.code.learning_rate)
         with torch.no_grad():
             squared = mse(to_unit(prediction), to_unit(target))
             norm, pull = raw.norm(dim=1), raw.grad.norm(dim=1)
             each = torch.stack([losses, squared, norm, norm.square(), pull, gradient.expand_as(norm)])
             return each.double() @ live.double()
+
+    def _noisy(self, codes: torch.Tensor, rows: Int64Array, epoch: int) -> torch.Tensor:
+        """`codes` `[b, dim]` of the table's `rows` with this epoch's noise, if there is any."""
+        config = self.config.code
+        if not config.noise:
+            return codes
+        key = key64("noise", self.config.seed, epoch)
+        noise = torch.from_numpy(normal(key, mix64(key, self.table.ids[rows]).view(np.int64), config.dim))
+        return PROJECTIONS[config.projection](codes + config.noise / config.dim**0.5 * noise.to(codes))
 
     def _step_decoder(self, rate_factor: float) -> torch.Tensor:
         gradients = [p.grad for p in self.decoder.parameters() if p.grad is not None]
@@ -148,5 +179,13 @@ class Learner:
             torch._foreach_mul_(gradients, (self.config.clip_norm / norm.clamp_min(1e-12)).clamp_max(1))
         for group in self.optimizer.param_groups:
             group["lr"] = rate_factor * self.config.learning_rate
-        self.optimizer.step()
+        if rate_factor:
+            self.optimizer.step()
         return norm
+
+
+def _optimizer(config: TrainConfig, decoder: torch.nn.Module) -> torch.optim.Optimizer:
+    weights = decoder.parameters()
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(weights, lr=config.learning_rate, momentum=config.beta1, fused=True)
+    return torch.optim.Adam(weights, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)

@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save
 
-from glo_core.checkpoint import MARK, Position, decoder_record, prune, shard_name
+from glo_core.checkpoint import MARK, Position, prune, shard_name
 from glo_core.codes import CodeTable, Table, raw_name
 from glo_core.dataset import ImageSource, rows_of_shards
+from glo_core.decoder import decoder_record
 from glo_core.files import FORMAT_VERSION, UserError, json_bytes, replacing, write_json
 from glo_core.runtime import Runtime
 from glo_core.step import Learner
@@ -165,7 +166,7 @@ def _decoder_files(learner: Learner) -> dict[str, Any]:
     state = learner.optimizer.state_dict()["state"]
     optimizer = {f"{names[i]}/{key}": value for i, values in state.items() for key, value in values.items()}
     return {
-        "decoder.json": {"format_version": FORMAT_VERSION, **decoder_record(learner)},
+        "decoder.json": {"format_version": FORMAT_VERSION, **decoder_record(learner.config.decoder, learner.shape)},
         "decoder.safetensors": _row_major(decoder.state_dict()),
         "averaged.safetensors": _row_major(learner.averaged.decoder.state_dict()),
         "optimizer.safetensors": _row_major(optimizer),

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import pydantic
 import yaml
@@ -147,7 +147,7 @@ def _descriptions(config_type: type) -> dict[str, str]:
 class _RecipeLoader(yaml.SafeLoader):
     """YAML as people write it: 1:8 is text, and not the number 68 to the base 60."""
 
-    yaml_implicit_resolvers: ClassVar[Any] = {
+    yaml_implicit_resolvers = {  # noqa: RUF012 -- PyYAML declares it so.
         first: [(tag, pattern) for tag, pattern in resolvers if tag != _INT]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

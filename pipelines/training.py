@@ -26,7 +26,7 @@ from glo_core import order
 from glo_core.cache import Cache
 from glo_core.checkpoint import DECODER_PARTS, MARK, Checkpoint, committed
 from glo_core.dataset import Dataset
-from glo_core.decoder import SeedDecoder, num_parameters
+from glo_core.decoder import Shape, cost, make_decoder
 from glo_core.epochs import too_many_workers
 from glo_core.files import UserError, read_json, write_bytes
 from glo_core.keeper import Intervals
@@ -101,6 +101,7 @@ def run_training(job: TrainJob) -> dict[str, Any]:
     inputs = {"dataset": Input(job.dataset, dataset.root_digest, made_by)}
     warm_start = _warm_start(job)
     if warm_start is not None and job.warm_start is not None:
+        warm_start.require_decoder(job.decoder, _shape(job, dataset))
         inputs["warm_start"] = Input(job.warm_start, warm_start.digest, run_id_of(job.warm_start))
     with open_stage(
         "train",
@@ -183,9 +184,14 @@ def _figures(metrics: dict[str, Any]) -> str:
     return f"PSNR {ours:.2f} dB; PCA of the same dimension, on the same images: {pca:.2f} dB"
 
 
+def _shape(job: TrainJob, dataset: Dataset) -> Shape:
+    return Shape(job.code.dim, dataset.config.resolution, dataset.config.channels)
+
+
 def _check(job: TrainJob, dataset: Dataset) -> None:
     try:
         job.decoder.widths(dataset.config.resolution)
+        job.pyramid.depth(dataset.config.resolution)
     except ValueError as error:
         raise UserError(f"{job.dataset}: {error}") from None
     lanes = order.num_lanes(dataset.config.code_shards, job.batch_size)
@@ -196,14 +202,22 @@ def _check(job: TrainJob, dataset: Dataset) -> None:
 
 def _print_plan(job: TrainJob, dataset: Dataset, phase: Phase) -> None:
     config = dataset.config
-    decoder = SeedDecoder(job.decoder, code_dim=job.code.dim, resolution=config.resolution, channels=config.channels)
+    taken = cost(make_decoder(job.decoder, **_shape(job, dataset)._asdict()), job.code.dim)
     lanes = order.num_lanes(config.code_shards, job.batch_size)
     _, most = job.fewest_and_most_workers
     overload = order.overload(world_size=most, lanes=lanes)
     print(
         f"train: {dataset.num_train} images of {config.resolution} px, {config.channels} channel(s); codes of "
-        f"{job.code.dim}; decoder of {num_parameters(decoder):,} parameters; to {phase.target:,} images seen "
+        f"{job.code.dim}; to {phase.target:,} images seen "
         f"({phase.target / max(dataset.num_train, 1):.1f} epochs); {job.workers} worker(s) on {lanes} lanes",
+        flush=True,
+    )
+    # A step keeps weights, their gradient, Adam's two moments and their average, and what the backward pass needs.
+    size = 8 if job.precision == "float64" else 4
+    memory = size * (5 * taken.parameters + job.batch_size * taken.activations)
+    print(
+        f"train: decoder {job.decoder.kind} of {taken.parameters:,} parameters, {taken.flops / 1e6:,.1f} MFLOP "
+        f"to decode an image; about {memory / 2**20:,.0f} MiB for a step of {job.batch_size} images",
         flush=True,
     )
     if overload > 1:

@@ -321,15 +321,15 @@ def test_a_finished_checkpoint_is_not_written_again(blobs: torch.Tensor, tmp_pat
 
 def test_the_cosine_runs_over_its_phase() -> None:
     phase = glo.Phase(number=1, start=100, target=300)
-    assert [round(phase.rate_factor(seen, CONFIG), 6) for seen in (100, 200, 300)] == [1, 0.5, 0]
+    assert [round(phase.rates(seen, CONFIG).decoder, 6) for seen in (100, 200, 300)] == [1, 0.5, 0]
 
 
 def test_constant_and_step_schedules_and_the_warm_up_count_images() -> None:
     phase = glo.Phase(number=1, start=100, target=900)
     warm = dataclasses.replace(CONFIG, schedule="constant", warm_up=320)
-    assert [phase.rate_factor(seen, warm) for seen in (100, 132, 388, 500)] == [0.1, 0.2, 1, 1]
+    assert [phase.rates(seen, warm).decoder for seen in (100, 132, 388, 500)] == [0.1, 0.2, 1, 1]
     steps = dataclasses.replace(CONFIG, schedule="step", decay=0.1, decay_every=300)
-    assert [phase.rate_factor(seen, steps) for seen in (100, 299, 300, 650)] == [1, 1, 0.1, 0.1**2]
+    assert [phase.rates(seen, steps).decoder for seen in (100, 299, 300, 650)] == [1, 1, 0.1, 0.1**2]
 
 
 def test_the_average_forgets_the_start_and_refreshes_its_statistics(blobs: torch.Tensor) -> None:

@@ -1,18 +1,49 @@
+import importlib.util
 import itertools
+import sys
+import types
 
+import numpy as np
+import pytest
 import torch
+from torch import nn
 
-from glo_core.losses import mse, pairwise, to_target, to_unit
+from glo_core import UserError
+from glo_core.losses import (
+    PyramidConfig,
+    l1,
+    laplacian_pyramid,
+    loss_terms,
+    make_loss,
+    mse,
+    pairwise,
+    ssim,
+    to_target,
+    to_unit,
+)  # fmt: skip
+
+CPU = torch.device("cpu")
 
 
-def test_mse_is_per_image() -> None:
-    prediction, target = torch.randn(3, 2, 4, 4).double(), torch.randn(3, 2, 4, 4).double()
-    expected = torch.stack([((p - t) ** 2).mean() for p, t in zip(prediction, target, strict=True)])
-    torch.testing.assert_close(mse(prediction, target), expected)
+def pair(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    prediction, target = (torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1 for _ in range(2))
+    return prediction, target
+
+
+def loss(text: str, resolution: int, pyramid: PyramidConfig | None = None, network: str = "vgg16"):  # type: ignore[no-untyped-def]
+    return make_loss(text, pyramid or PyramidConfig(), network, resolution, CPU)
+
+
+def test_mse_and_l1_are_per_image() -> None:
+    prediction, target = pair(3, 2, 4, 4)
+    differences = [p - t for p, t in zip(prediction, target, strict=True)]
+    torch.testing.assert_close(mse(prediction, target), torch.stack([(d**2).mean() for d in differences]))
+    torch.testing.assert_close(l1(prediction, target), torch.stack([d.abs().mean() for d in differences]))
 
 
 def test_pairwise_is_the_mean_over_all_pairs_of_squared_differences_of_differences() -> None:
-    prediction, target = torch.randn(2, 1, 3, 3).double(), torch.randn(2, 1, 3, 3).double()
+    prediction, target = pair(2, 1, 3, 3)
     for image in range(2):
         d = (prediction - target)[image].flatten().tolist()
         pairs = [(a - b) ** 2 for a, b in itertools.combinations(d, 2)]
@@ -22,9 +53,153 @@ def test_pairwise_is_the_mean_over_all_pairs_of_squared_differences_of_differenc
 
 
 def test_pairwise_forgives_a_shift_of_brightness() -> None:
-    target = torch.randn(2, 3, 4, 4).double()
+    target = pair(2, 3, 4, 4)[1]
     assert pairwise(target + 0.3, target).abs().max() < 1e-12
     assert mse(target + 0.3, target).min() > 0.08
+
+
+# ---------------------------------------------------------------- the Laplacian pyramid
+
+
+def blur_matrix(size: int) -> np.ndarray:
+    """(1 4 6 4 1) / 16 along one side with mirrored borders, as a matrix."""
+    matrix = np.zeros((size, size))
+    for row in range(size):
+        for offset, weight in zip(range(-2, 3), (1, 4, 6, 4, 1), strict=True):
+            place = abs(row + offset)
+            matrix[row, place if place < size else 2 * (size - 1) - place] += weight / 16
+    return matrix
+
+
+def pyramid_by_matrices(image: np.ndarray, levels: int) -> list[np.ndarray]:
+    """Burt and Adelson's pyramid of `[h, w]` by dense matrices."""
+    found = []
+    for _ in range(levels):
+        blur = blur_matrix(len(image))
+        reduce, expand = blur[::2], 2 * blur[:, ::2]
+        smaller = reduce @ image @ reduce.T
+        found.append(image - expand @ smaller @ expand.T)
+        image = smaller
+    return [*found, image]
+
+
+@pytest.mark.parametrize(("side", "levels", "falloff"), [(16, 0, 0.25), (32, 3, 1.0), (8, 1, 0.25)])
+def test_the_pyramid_loss_is_that_of_two_pyramids_made_by_matrices(side: int, levels: int, falloff: float) -> None:
+    prediction, target = pair(2, 3, side, side)
+    depth = levels or {16: 2}[side]
+    expected = np.zeros(2)
+    for number in range(2):
+        pyramids = [
+            [pyramid_by_matrices(channel.numpy(), depth) for channel in image[number]] for image in (prediction, target)
+        ]
+        for level in range(depth + 1):
+            ours, theirs = (np.stack([channel[level] for channel in image]) for image in pyramids)
+            expected[number] += falloff**level * np.abs(ours - theirs).mean()
+    config = PyramidConfig(levels=levels, falloff=falloff)
+    actual = loss("pyramid", side, config)(prediction, target)
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-10)
+
+
+def test_a_pyramid_holds_the_whole_image_and_a_flat_image_has_no_detail() -> None:
+    image = pair(2, 3, 16, 16)[0]
+    *details, residual = laplacian_pyramid(image, 2)
+    again = residual
+    for detail in reversed(details):
+        size = detail.shape[-1]
+        expand = torch.from_numpy(2 * blur_matrix(size)[:, ::2])
+        again = detail + expand @ again @ expand.T
+    torch.testing.assert_close(again, image)
+    *details, residual = laplacian_pyramid(torch.full((1, 1, 16, 16), 0.3), 2)
+    assert max(detail.abs().max() for detail in details) < 1e-6
+    torch.testing.assert_close(residual, torch.full((1, 1, 4, 4), 0.3))
+
+
+# ---------------------------------------------------------------- SSIM
+
+
+def ssim_by_windows(x: np.ndarray, y: np.ndarray, size: int) -> float:
+    """SSIM of `[h, w]` images by visiting every window (Wang et al. 2004)."""
+    places = np.arange(size) - (size - 1) / 2
+    window = np.exp(-(places[:, None] ** 2 + places[None] ** 2) / (2 * 1.5**2))
+    window /= window.sum()
+    found = []
+    for top, left in itertools.product(range(len(x) - size + 1), repeat=2):
+        a, b = (image[top : top + size, left : left + size] for image in (x, y))
+        mean_a, mean_b = (window * a).sum(), (window * b).sum()
+        var_a, var_b = (window * (a - mean_a) ** 2).sum(), (window * (b - mean_b) ** 2).sum()
+        covariance = (window * (a - mean_a) * (b - mean_b)).sum()
+        found.append(
+            (2 * mean_a * mean_b + 1e-4) * (2 * covariance + 9e-4)
+            / ((mean_a**2 + mean_b**2 + 1e-4) * (var_a + var_b + 9e-4))
+        )  # fmt: skip
+    return float(np.mean(found))
+
+
+@pytest.mark.parametrize("side", [8, 16])
+def test_ssim_is_that_of_every_window(side: int) -> None:
+    x, y = (image.add(1).div(2) for image in pair(2, 3, side, side))
+    expected = [
+        np.mean([ssim_by_windows(a.numpy(), b.numpy(), min(11, side)) for a, b in zip(p, t, strict=True)])
+        for p, t in zip(x, y, strict=True)
+    ]
+    np.testing.assert_allclose(ssim(x, y).numpy(), expected, rtol=1e-9)
+    torch.testing.assert_close(ssim(x, x), torch.ones(2, dtype=torch.float64))
+    torch.testing.assert_close(loss("ssim", side)(2 * x - 1, 2 * y - 1), 1 - ssim(x, y))
+
+
+# ---------------------------------------------------------------- sums
+
+
+def test_a_sum_weighs_its_terms() -> None:
+    prediction, target = pair(2, 1, 8, 8)
+    expected = 0.8 * l1(prediction, target) + 2 * mse(prediction, target)
+    torch.testing.assert_close(loss("0.8 l1 + 2*mse", 8)(prediction, target), expected)
+    assert loss_terms("pyramid + 0.5 mse") == {"pyramid": 1, "mse": 0.5}
+
+
+@pytest.mark.parametrize("text", ["", "mse +", "hinge", "mse + mse", "-1 mse", "0 mse", "mse 2"])
+def test_what_is_no_sum_of_known_terms_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="must be a sum of mse, l1, pairwise, pyramid, ssim, perceptual"):
+        loss_terms(text)
+
+
+def test_too_many_levels_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"`pyramid.levels` \(=5\) must be at most 4 at 32 px"):
+        loss("pyramid", 32, PyramidConfig(levels=5))
+
+
+# ---------------------------------------------------------------- the perceptual loss
+
+
+class Edges(nn.Module):
+    """A feature network of two maps: the colours' sum, and its differences along rows."""
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        grey = images.sum(1, keepdim=True)
+        return [grey, grey[..., 1:] - grey[..., :-1]]
+
+
+def test_the_perceptual_loss_compares_what_a_network_of_the_users_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("my_features")
+    module.edges = Edges  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my_features", module)
+    prediction, target = (image.float() for image in pair(2, 1, 8, 8))
+    prediction.requires_grad_()
+    actual = loss("perceptual", 8, network="my_features:edges")(prediction, target)
+    # Grey is shown as three equal channels, each divided by ImageNet's deviation; their sum scales differences by:
+    scale = sum(1 / deviation for deviation in (0.229, 0.224, 0.225)) / 2
+    difference = (prediction - target) * scale
+    expected = difference.abs().mean((1, 2, 3)) + (difference[..., 1:] - difference[..., :-1]).abs().mean((1, 2, 3))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    actual.sum().backward()
+    assert prediction.grad is not None
+    assert prediction.grad.abs().max() > 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")
+def test_vgg16_without_torchvision_is_one_clear_line() -> None:
+    with pytest.raises(UserError, match="perceptual_network=vgg16 needs torchvision, which is not installed; pip"):
+        loss("perceptual", 32)
 
 
 def test_pixels_survive_the_way_to_the_decoders_range_and_back() -> None:

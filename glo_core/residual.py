@@ -1,0 +1,75 @@
+"""A residual decoder: no statistics over the batch, sub-pixel output."""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+_GROUP = 16
+"""Channels that a group norm normalizes together"""
+
+
+class ResidualDecoder(nn.Module):
+    """A linear layer to 4x4, then per doubling nearest upsampling and a residual block; a sub-pixel output.
+
+    A block is group norm, SiLU, 3x3, group norm, SiLU, 3x3 beside a 1x1 skip (He et al., arXiv 1603.05027; Wu and He,
+    arXiv 1803.08494). With `modulation` the code scales and shifts each group norm (Perez et al., arXiv 1709.07871).
+    Half the resolution carries the last block; the last convolution makes four values of each channel there
+    (Shi et al., arXiv 1609.05158).
+    """
+
+    def __init__(self, *, code_dim: int, channels: int, widths: Sequence[int], modulation: bool) -> None:
+        super().__init__()
+        self.first = nn.Linear(code_dim, widths[0] * 16)
+        modulated = code_dim if modulation else 0
+        pairs = [(widths[0], widths[0]), *itertools.pairwise(widths)]
+        self.blocks = nn.ModuleList([_Block(a, b, modulated) for a, b in pairs])
+        self.norm = _Norm(widths[-1], modulated)
+        self.output = nn.Conv2d(widths[-1], 4 * channels, 3, padding=1)
+
+    def forward(self, codes: torch.Tensor) -> torch.Tensor:
+        # Codes have norm about 1: the layer's default start expects values of about 1.
+        codes = codes * codes.shape[1] ** 0.5
+        x = self.first(codes).unflatten(1, (-1, 4, 4))
+        for number, block in enumerate(self.blocks):
+            x = block(F.interpolate(x, scale_factor=2.0) if number else x, codes)
+        return torch.tanh(F.pixel_shuffle(self.output(F.silu(self.norm(x, codes))), 2))
+
+
+class _Norm(nn.Module):
+    """Group norm, scaled and shifted by channel, or by the code where `modulated` is its dimension."""
+
+    def __init__(self, channels: int, modulated: int) -> None:
+        super().__init__()
+        groups = channels // _GROUP if channels % _GROUP == 0 else 1
+        self.norm = nn.GroupNorm(groups, channels)
+        self.by_code = nn.Linear(modulated, 2 * channels) if modulated else None
+        if self.by_code is not None:
+            nn.init.zeros_(self.by_code.weight)
+            nn.init.zeros_(self.by_code.bias)
+
+    def forward(self, x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        x = self.norm(x)
+        if self.by_code is None:
+            return x
+        scale, shift = self.by_code(codes)[:, :, None, None].chunk(2, dim=1)
+        return torch.addcmul(shift, x, 1 + scale)
+
+
+class _Block(nn.Module):
+    def __init__(self, inputs: int, outputs: int, modulated: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([_Norm(inputs, modulated), _Norm(outputs, modulated)])
+        self.convolutions = nn.ModuleList(
+            [nn.Conv2d(inputs, outputs, 3, padding=1), nn.Conv2d(outputs, outputs, 3, padding=1)]
+        )
+        self.skip = nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
+        nn.init.zeros_(self.convolutions[1].weight)  # type: ignore[arg-type]  # A block starts as its skip.
+
+    def forward(self, x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        kept = self.skip(x)
+        for norm, convolution in zip(self.norms, self.convolutions, strict=True):
+            x = convolution(F.silu(norm(x, codes)))
+        return kept + x

@@ -1,0 +1,53 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from glo_core.norm import MaskedBatchNorm, mask_batch_norms, sharing_batch
+from glo_core.runtime import SingleProcess
+
+LIVE = torch.tensor([1, 1, 0, 1, 0, 1], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("shape", [(6, 4, 3, 3), (6, 4)])
+def test_masked_batch_norm_is_batch_norm_of_the_live_images(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    norm = MaskedBatchNorm(4, momentum=0.1).double()
+    norm.weight.data.uniform_(0.5, 2)
+    norm.bias.data.uniform_(-1, 1)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    kept = LIVE.bool()
+    mean, var = torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
+    expected = F.batch_norm(x[kept], mean, var, norm.weight, norm.bias, training=True, momentum=0.1)
+    weights = torch.randn_like(expected)
+    (gradient,) = torch.autograd.grad((expected * weights).sum(), x)
+    with sharing_batch(norm, LIVE, SingleProcess()):
+        actual = norm(x)
+    (ours,) = torch.autograd.grad((actual[kept] * weights).sum(), x)
+    torch.testing.assert_close(actual[kept], expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(ours, gradient, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(norm.running_mean, mean)
+    torch.testing.assert_close(norm.running_var, var)
+
+
+def test_the_batch_norms_of_any_module_become_exact_and_compute_the_same() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Unflatten(1, (5, 1, 1)), nn.BatchNorm2d(5, affine=False)
+    )
+    plain[1].weight.data.uniform_(0.5, 2)
+    x = torch.randn(8, 3)
+    expected = plain(x)
+    for norm in (plain[1], plain[3]):
+        norm.reset_running_stats()
+    exact = mask_batch_norms(plain)
+    assert [type(module) for module in exact][1::2] == [MaskedBatchNorm, MaskedBatchNorm]
+    torch.testing.assert_close(exact(x), expected)
+
+
+def test_a_batch_is_shared_within_the_block_alone() -> None:
+    norm = MaskedBatchNorm(4, momentum=0.1)
+    with sharing_batch(norm, LIVE, SingleProcess()):
+        assert norm.live is LIVE
+    assert norm.live is None
+    assert norm.runtime is None
