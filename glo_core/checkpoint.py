@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from glo_core.codes import Table, raw_name
+from glo_core.codes import CodeConfig, Table, raw_name
 from glo_core.dataset import ImageSource, rows_of_shards
 from glo_core.decoder import DecoderConfig, Shape, decoder_of_record, decoder_record
 from glo_core.files import UserError, differences, digest_file, digest_json, read_json, read_parquet, read_tensors
@@ -86,6 +86,11 @@ class Checkpoint:
         if not found:
             raise UserError(f"{run}: no checkpoint here; jobs/train.py --run {run} makes one")
         return cls(found[-1])
+
+    @property
+    def code_config(self) -> CodeConfig:
+        """What is known of the codes: their dimension and projection; the rest is the default."""
+        return CodeConfig(dim=self.code_dim, projection=self.projection)  # type: ignore[arg-type]
 
     @property
     def digest(self) -> str:

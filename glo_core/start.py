@@ -117,10 +117,10 @@ class PcaStart:
         return cls(**read_tensors(path))
 
 
-def chunks_of_rows(images: ImageSource) -> Iterator[Int64Array]:
-    """All rows of `images`, `CHUNK` at a time, int64 `[<= CHUNK]`."""
-    for start in range(0, len(images.ids), CHUNK):
-        yield np.arange(start, min(start + CHUNK, len(images.ids)), dtype=np.int64)
+def chunks_of_rows(images: ImageSource, size: int = CHUNK) -> Iterator[Int64Array]:
+    """All rows of `images`, `size` at a time, int64 `[<= size]`."""
+    for start in range(0, len(images.ids), size):
+        yield np.arange(start, min(start + size, len(images.ids)), dtype=np.int64)
 
 
 def _chunks(images: ImageSource) -> Iterator[torch.Tensor]:

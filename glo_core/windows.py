@@ -3,8 +3,8 @@
 files (scratch, a column each) --read ahead--> slots of `window` rows --step--> slots --write back--> files
 
 An epoch visits the windows of a lane one after the other (`order.LaneOrder`), so that each row is read and written
-once an epoch, in runs of `window` rows. One thread does all of it in turn: a window is never read before what
-was changed in it is written.
+once an epoch, in runs of `window` rows. Two threads do it; a window is never read before what was changed in it is
+written, nor into a slot whose last window is not.
 """
 
 import itertools
@@ -71,9 +71,10 @@ class WindowedTable:
         self._dirty: set[int] = set()
         """Windows whose rows in memory may differ from the files"""
         self._loading: dict[int, Future[None]] = {}
-        self._writing: list[Future[None]] = []
+        self._writing: dict[int, tuple[int, Future[None]]] = {}
+        """Slot -> the window that is written back from it"""
         self._next: dict[int, int] = {}
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="codes")
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="codes")
 
     # ---------------------------------------------------------------- for a step
 
@@ -124,7 +125,7 @@ class WindowedTable:
         return read
 
     def _read_window(self, number: int, needed: Sequence[int], *, ahead: bool = False) -> None:
-        """Have the I/O thread read a window, unless it is there; make room by writing another one back."""
+        """Have an I/O thread read a window, unless it is there; make room by writing another one back."""
         if number in self._used:
             self._used.move_to_end(number)
             return
@@ -145,9 +146,11 @@ class WindowedTable:
             self._slot[victim] = -1
         slot = self._used[number] = self._free.pop()
         self._slot[number] = slot
-        for piece in self._pieces(number, slot):  # The kernel reads while the thread is busy with others.
+        for piece in self._pieces(number, slot):  # The kernel reads while the threads are busy with others.
             _will_need(*piece)
-        self._loading[number] = self._pool.submit(self._load, number, slot)
+        # Not before its rows are in the files, and the slot's last rows too. They wait for nothing that comes later.
+        before = [stored for place, (of, stored) in self._writing.items() if place == slot or of == number]
+        self._loading[number] = self._pool.submit(self._load, number, slot, before)
 
     def _write_back(self, number: int) -> None:
         if number not in self._dirty:
@@ -157,8 +160,10 @@ class WindowedTable:
         if self.held.raw.is_cuda:  # The thread must not read what the device has not finished.
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(self.held.raw.device))
-        self._writing = [each for each in self._writing if not each.done() or each.result()]
-        self._writing.append(self._pool.submit(self._store, number, slot, event))
+        for place in [place for place, (_, stored) in self._writing.items() if stored.done()]:
+            self._writing.pop(place)[1].result()
+        before = self._writing.get(slot)
+        self._writing[slot] = number, self._pool.submit(self._store, number, slot, event, before and before[1])
 
     def _pieces(self, number: int, slot: int) -> Iterator[tuple[torch.Tensor, Any, int]]:
         """Of each column of a window: its rows in the slot, its file, and its first row there."""
@@ -166,11 +171,15 @@ class WindowedTable:
         for name, column in self.held.columns().items():
             yield column[slot * self.window : slot * self.window + rows], self._files[name], first
 
-    def _load(self, number: int, slot: int) -> None:
+    def _load(self, number: int, slot: int, before: Sequence[Future[None]]) -> None:
+        for stored in before:
+            stored.result()
         for piece in self._pieces(number, slot):
             _copy_in(*piece)
 
-    def _store(self, number: int, slot: int, event: Any) -> None:
+    def _store(self, number: int, slot: int, event: Any, before: Future[None] | None) -> None:
+        if before is not None:
+            before.result()
         if event is not None:
             event.synchronize()
         for piece in self._pieces(number, slot):
@@ -182,9 +191,9 @@ class WindowedTable:
         """Write every window that was changed to the files."""
         for number in sorted(self._dirty):
             self._write_back(number)
-        writing, self._writing = self._writing, []
-        for each in writing:
-            each.result()
+        writing, self._writing = self._writing, {}
+        for _, stored in writing.values():
+            stored.result()
 
     def read(self, first: int, last: int) -> dict[str, torch.Tensor]:
         """Columns of a run of rows, in host memory; see `CodeTable.columns`."""

@@ -20,7 +20,7 @@ from glo_core.location import Location
 
 Config = TypeVar("Config")
 Values = dict[str, Any]
-SECTIONS = ("preprocess", "train", "fit_prior", "render")
+SECTIONS = ("preprocess", "train", "fit_prior", "render", "evaluate")
 _INT = "tag:yaml.org,2002:int"
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 

@@ -11,6 +11,7 @@ from glo_core.blocks import DatasetConfig
 from glo_core.files import write_json
 from glo_core.location import Location
 from glo_core.prior import PriorConfig
+from pipelines.evaluation import EvaluateConfig, EvaluateJob, evaluate
 from pipelines.fit_prior import FitPriorJob, fit_prior
 from pipelines.ingest import PreprocessJob, preprocess
 from pipelines.rendering import RenderConfig, RenderJob, render
@@ -21,7 +22,7 @@ from pipelines.training import TrainJob, TrainSettings, run_training
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineJob(TrackingConfig):
-    """From folders of images to grids in MLflow: preprocess, train, fit_prior, render."""
+    """From folders of images to grids and figures in MLflow: preprocess, train, fit_prior, render, evaluate."""
 
     input: tuple[Location, ...]
     """Folders of image files, searched recursively; .tar shards, .parquet tables, .txt lists of paths; or URIs"""
@@ -31,6 +32,7 @@ class PipelineJob(TrackingConfig):
     train: TrainSettings = field(default_factory=TrainSettings)
     fit_prior: PriorConfig = field(default_factory=PriorConfig)
     render: RenderConfig = field(default_factory=RenderConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
 
 def run_pipeline(job: PipelineJob) -> None:
@@ -42,7 +44,9 @@ def run_pipeline(job: PipelineJob) -> None:
         done = run_training(TrainJob(dataset=dataset, run=run, **_fields(job.train), **tracking))
         fit_prior(FitPriorJob(run=run, **_fields(job.fit_prior), **tracking))
         grids = render(RenderJob(run=run, **_fields(job.render), **tracking))
+        measured = evaluate(EvaluateJob(run=run, **_fields(job.evaluate), **tracking))
     metrics = {key: done[key] for key in ("images_seen", "psnr", "pca_psnr")}
+    metrics |= {key: measured[key] for key in ("train", "held_out") if key in measured}
     write_json(job.root / "metrics.json", metrics)
     print(f"\nmetrics  {job.root / 'metrics.json'}: {json.dumps(metrics)}")
     print(f"grids    {grids}")

@@ -125,7 +125,7 @@ def test_a_relative_path_in_a_submitted_job_is_refused(monkeypatch: pytest.Monke
         parse("train", TrainJob, argv=["--dataset", "/d", "--run", "r"])
 
 
-@pytest.mark.parametrize("name", ["preprocess", "train", "fit_prior", "render", "pipeline"])
+@pytest.mark.parametrize("name", ["preprocess", "train", "fit_prior", "render", "evaluate", "pipeline"])
 def test_every_job_runs_as_a_module_and_has_help(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

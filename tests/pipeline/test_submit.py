@@ -81,7 +81,7 @@ def test_its_runs_are_linked_in_mlflow_and_hold_metrics_and_pictures(submitted: 
     client = mlflow.MlflowClient(mlflow_server)
     experiment = client.get_experiment_by_name("glo")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    assert set(runs) == {"preprocess", "train", "fit_prior", "render"}
+    assert set(runs) == {"preprocess", "train", "fit_prior", "render", "evaluate"}
     assert all(run.info.status == "FINISHED" for run in runs.values())
     ids = {name: run.info.run_id for name, run in runs.items()}
     assert runs["train"].data.tags["glo.input.dataset"] == ids["preprocess"]

@@ -1,0 +1,258 @@
+"""How good a run is: on its training images, and on held-out ones after inversion; PCA beside both.
+
+checkpoint, dataset -> PCA of the training images -> a Ray task per group of code shards: quality, regression
+-> a Ray task per some held-out images: their codes, quality -> figures, a grid, the codes
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+
+from glo_core.checkpoint import Checkpoint
+from glo_core.dataset import BlockImages, Dataset
+from glo_core.files import UserError, read_json, replacing
+from glo_core.grid import grid, in_rows
+from glo_core.hashing import Int64Array
+from glo_core.invert import InvertConfig, Inverter
+from glo_core.losses import to_unit
+from glo_core.memory import keep_freed_memory
+from glo_core.metrics import Quality
+from glo_core.pca import Pca
+from glo_core.regression import Regression
+from glo_core.render import decode_codes
+from glo_core.runtime import SingleProcess
+from glo_core.start import PcaStart, chunks_of_rows
+from pipelines.session import ray_session
+from pipelines.stage import Input, identity_of, open_stage, run_id_of
+from pipelines.tracking import TrackingConfig
+
+_CHUNK = 256
+"""Images that a task inverts, or decodes, at once"""
+_SHOWN = 32
+"""Held-out images in the grid"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(InvertConfig):
+    """What is measured, and how codes of held-out images are found."""
+
+    held_out: int = 0
+    """Held-out images to invert at most, those of the lowest ids; 0 for all"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.held_out < 0:
+            raise ValueError(f"`held_out` (={self.held_out}) must be at least 1, or 0 for all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateJob(EvaluateConfig, TrackingConfig):
+    """Measure a run's newest checkpoint on its training images and on the dataset's held-out ones, beside PCA."""
+
+    run: Path
+    """Directory of the run"""
+
+
+class Subject(NamedTuple):
+    """What every task opens for itself: a checkpoint, and the dataset as the checkpoint knew it."""
+
+    checkpoint: str
+    dataset: str
+
+    def open(self) -> tuple[Checkpoint, Dataset]:
+        torch.set_num_threads(1)  # A task has one CPU.
+        keep_freed_memory()
+        checkpoint = Checkpoint(Path(self.checkpoint))
+        return checkpoint, Dataset.open(self.dataset).at(checkpoint.snapshot)
+
+
+class OnTraining(NamedTuple):
+    """Of some code shards, or of all."""
+
+    ours: Quality
+    pca: Quality
+    regression: Regression
+
+    def merge(self, other: "OnTraining") -> "OnTraining":
+        return OnTraining(self.ours + other.ours, self.pca + other.pca, self.regression.merge(other.regression))
+
+
+@ray.remote
+def training_quality(subject: Subject, shards: Sequence[int], pca: Pca, start: PcaStart, seed: int) -> OnTraining:
+    """Quality on the training images of `shards` at their learned codes, and where these came from."""
+    checkpoint, dataset = subject.open()
+    decoder, code = checkpoint.decoder(), checkpoint.code_config
+    found = OnTraining(Quality(), Quality(), Regression(checkpoint.code_dim))
+    for shard in shards:
+        stored = checkpoint.shard(shard, ["image_id", "code"])
+        images = BlockImages(dataset, [shard])
+        order = np.argsort(stored["image_id"])
+        learned = torch.from_numpy(stored["code"][order][np.searchsorted(stored["image_id"][order], images.ids)])
+        for rows in chunks_of_rows(images, _CHUNK):
+            found.regression.add(start.codes(code, images, rows, seed), learned[rows])
+            ours, linear = _compare(decoder, learned[rows], images, rows, pca)
+            found = found._replace(ours=found.ours + ours, pca=found.pca + linear)
+    return found
+
+
+class OnHeldOut(NamedTuple):
+    """Of some held-out images."""
+
+    ids: Int64Array
+    codes: Any
+    """float32 `[n, dim]`"""
+    ours: Quality
+    pca: Quality
+
+
+@ray.remote
+def held_out_quality(
+    subject: Subject, rows: Int64Array, pca: Pca, start: PcaStart, weights: torch.Tensor, config: InvertConfig
+) -> OnHeldOut:
+    """Invert the held-out images at `rows`, and compare."""
+    checkpoint, dataset = subject.open()
+    images, decoder = dataset.held_out(), checkpoint.decoder()
+    learned = next(codes for shard in range(checkpoint.code_shards) if len(codes := _codes(checkpoint, shard)))
+    inverter = Inverter(decoder, checkpoint.projection, start, weights, torch.from_numpy(learned), config)
+    codes, _ = inverter.codes(images, rows)
+    ours, linear = _compare(decoder, codes, images, rows, pca)
+    return OnHeldOut(images.ids[rows], codes.float().numpy(), ours, linear)
+
+
+def _codes(checkpoint: Checkpoint, shard: int) -> Any:
+    return checkpoint.shard(shard, ["code"])["code"]
+
+
+@torch.inference_mode()
+def _compare(
+    decoder: torch.nn.Module, codes: torch.Tensor, images: BlockImages, rows: Int64Array, pca: Pca
+) -> tuple[Quality, Quality]:
+    pixels = images.gather(rows)
+    target = pixels.permute(0, 3, 1, 2).float().div(255)
+    made = decoder(codes.to(next(decoder.parameters())))
+    return Quality.of(to_unit(made).float(), target), Quality.of(pca.reconstruct(pixels), target)
+
+
+def evaluate(job: EvaluateJob) -> dict[str, Any]:
+    """Measure, and return what `done.json` holds: figures by `train` and `held_out`, each `glo` and `pca`.
+
+    Raises:
+        UserError: if the run has no checkpoint, or its dataset is not where it was.
+    """
+    checkpoint = Checkpoint.latest(job.run)
+    images_seen = checkpoint.position.images_seen
+    place = read_json(job.run / "run.json")["paths"]["dataset"]
+    dataset = Dataset.open(place).at(checkpoint.snapshot)
+    directory = job.run / "evaluation" / str(images_seen)
+    with open_stage(
+        "evaluate",
+        directory,
+        root=job.run.parent,
+        identity=identity_of(job, EvaluateConfig),
+        inputs={"checkpoint": Input(checkpoint.directory, checkpoint.digest, run_id_of(job.run))},
+        tracking=job,
+    ) as stage:
+        if stage.done:
+            print(f"evaluate: {directory} is up to date\n{_table(stage.done)}", flush=True)
+            return stage.done
+        stage.begin(stage.record["identity"])
+        with ray_session():
+            figures, unseen = _measure(job, Subject(str(checkpoint.directory), place), checkpoint, dataset)
+        if unseen is not None:
+            _keep_codes(directory / "held_out.parquet", unseen)
+            with replacing(directory / "held_out.png") as temporary:
+                _picture(checkpoint, dataset, unseen).save(temporary, format="PNG")
+            stage.tracker.image(directory / "held_out.png", images_seen)
+        stage.tracker.metrics(
+            {
+                f"{side}_{of}_{name}": value
+                for side, both in figures.items()
+                for of, values in both.items()
+                for name, value in values.items()
+            },
+            images_seen,
+        )
+        stage.finish({"images_seen": images_seen, **figures})
+    print(f"evaluate: {directory}\n{_table(figures)}", flush=True)
+    return stage.done or {}
+
+
+def _measure(
+    job: EvaluateJob, subject: Subject, checkpoint: Checkpoint, dataset: Dataset
+) -> tuple[dict[str, Any], OnHeldOut | None]:
+    images = dataset.images()
+    pca = Pca.fit(images, checkpoint.code_dim, SingleProcess())
+    kept = job.run / "start.safetensors"
+    start = PcaStart.load(kept) if kept.exists() else PcaStart.fit(images, checkpoint.code_dim, SingleProcess())
+    kept_pca, kept_start = ray.put(pca), ray.put(start)
+    groups = [range(first, checkpoint.code_shards, 8) for first in range(min(8, checkpoint.code_shards))]
+    tasks = [training_quality.remote(subject, list(shards), kept_pca, kept_start, job.seed) for shards in groups]
+    training = functools.reduce(OnTraining.merge, _results(tasks))
+    figures = {"train": _figures(training.ours, training.pca)}
+    count = len(dataset.held_out().ids)
+    count = min(count, job.held_out) if job.held_out else count
+    if not count:
+        print(
+            "evaluate: the dataset holds no image out; jobs/preprocess.py --holdout 0.1 makes one that does", flush=True
+        )
+        return figures, None
+    weights = training.regression.solve(SingleProcess())
+    config = InvertConfig(**{name: getattr(job, name) for name in InvertConfig.__dataclass_fields__})
+    chunks = np.array_split(np.arange(count), -(-count // _CHUNK))
+    parts = list(
+        _results([held_out_quality.remote(subject, rows, kept_pca, kept_start, weights, config) for rows in chunks])
+    )
+    unseen = OnHeldOut(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.codes for part in parts]),
+        sum((part.ours for part in parts), Quality()),
+        sum((part.pca for part in parts), Quality()),
+    )
+    return {**figures, "held_out": _figures(unseen.ours, unseen.pca)}, unseen
+
+
+def _results(tasks: Sequence[Any]) -> Iterator[Any]:
+    for task in tasks:
+        try:
+            yield ray.get(task)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, UserError) else error from None
+
+
+def _figures(ours: Quality, linear: Quality) -> dict[str, Any]:
+    return {"glo": {"images": ours.images, **ours.figures()}, "pca": linear.figures()}
+
+
+def _table(figures: dict[str, Any]) -> str:
+    lines = [f"{'':>10}  {'images':>8}  {'PSNR':>9}  {'PCA':>9}  {'SSIM':>6}  {'PCA':>6}  {'MSE':>8}  {'PCA':>8}"]
+    for side, name in (("train", "training"), ("held_out", "held out")):
+        if side in figures:
+            glo, linear = figures[side]["glo"], figures[side]["pca"]
+            lines.append(
+                f"{name:>10}  {glo['images']:>8,}  {glo['psnr']:>6.2f} dB  {linear['psnr']:>6.2f} dB  "
+                f"{glo['ssim']:>6.4f}  {linear['ssim']:>6.4f}  {glo['mse']:>8.6f}  {linear['mse']:>8.6f}"
+            )
+    return "\n".join(lines)
+
+
+def _keep_codes(path: Path, unseen: OnHeldOut) -> None:
+    flat = pa.array(unseen.codes.reshape(-1))
+    codes = pa.FixedSizeListArray.from_arrays(flat, unseen.codes.shape[1])
+    with replacing(path) as temporary:
+        pq.write_table(pa.table({"image_id": unseen.ids, "code": codes}), temporary)
+
+
+def _picture(checkpoint: Checkpoint, dataset: Dataset, unseen: OnHeldOut) -> Any:
+    """Held-out image, its reconstruction, the next image, ... in each row."""
+    images, count = dataset.held_out(), min(_SHOWN, len(unseen.ids))
+    originals = images.gather(np.arange(count)).numpy()
+    pairs = np.stack([originals, decode_codes(checkpoint.decoder(), torch.from_numpy(unseen.codes[:count]))], axis=1)
+    return grid(in_rows(pairs.reshape(-1, *originals.shape[1:]), min(16, 2 * count)))
