@@ -1,6 +1,6 @@
 """Two workers of one thread against one worker of one thread, at the same global batch.
 
-    python -m benchmarks.scaling [--resolution 32] [--batch-size 128]
+    python -m benchmarks.scaling [--resolution 32] [--batch-size 128] [--decoder seed]
 
 Each worker is a process that runs `glo_core.loop.train` whole; two of them share the work by `torch.distributed` with
 gloo over the loopback, as under Ray Train on one machine. The third side is two processes that know nothing of each
@@ -43,7 +43,11 @@ def work(rank: int, size: int, port: int, options: argparse.Namespace, batch_siz
         runtime = glo.SingleProcess(on_report=on_report)
     shape = (IMAGES, options.resolution, options.resolution, options.channels)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    config = glo.TrainConfig(batch_size=batch_size, code=glo.CodeConfig(dim=options.code_dim, start="random"))
+    config = glo.TrainConfig(
+        batch_size=batch_size,
+        code=glo.CodeConfig(dim=options.code_dim, start="random"),
+        decoder=glo.DecoderConfig(kind=options.decoder),
+    )
     glo.train(
         config,
         glo.TensorImages(images),
@@ -83,8 +87,10 @@ def main() -> None:
         ("resolution", 32), ("channels", 1), ("batch-size", 128), ("code-dim", 32), ("steps", 50), ("rounds", 5),
     ]:  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
+    parser.add_argument("--decoder", default=glo.DecoderConfig().kind, help="default: %(default)s")
     options = parser.parse_args()
-    print(f"{describe()}; {options.resolution} px, {options.channels} channel(s), global batch {options.batch_size}")
+    shape = f"{options.resolution} px, {options.channels} channel(s)"
+    print(f"{describe()}; {shape}, global batch {options.batch_size}, decoder {options.decoder}")
     rates: dict[str, list[float]] = {"one": [], "two": [], "apart": []}
     for number in range(options.rounds):
         rates["one"].append(side(1, False, options.batch_size, options))

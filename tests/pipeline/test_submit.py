@@ -11,19 +11,27 @@ from typing import NamedTuple
 
 import mlflow
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
+import glo_core
 import jobs.train
 from glo_core import UserError
+from glo_core.dataset import Dataset
 from glo_core.files import locked
+from glo_core.metrics import psnr
 from jobs.cli import parse
 from pipelines.training import TrainJob, run_training
 
 from .conftest import ROOT, Head, write_images
 
+TRAINED = 90
+"""Of the 100 images; the others are held out, by their hash"""
+
 RECIPE = """
-preprocess: {resolution: 16, channels: 3}
+preprocess: {resolution: 16, channels: 3, holdout: 0.1}
 train:
   images: 2000
   workers: 2
@@ -32,6 +40,7 @@ train:
   decoder: {filters: [16, 8]}
   intervals: {report: 200}
 render: {columns: 4, rows: 3, neighbours: 2}
+evaluate: {steps: 20}
 """
 
 
@@ -62,12 +71,20 @@ def submitted(head: Head, mlflow_server: str, tmp_path_factory: pytest.TempPathF
 
 def test_a_submitted_pipeline_succeeds_and_its_log_shows_progress(submitted: Submitted) -> None:
     root, log = submitted
-    stages = ("preprocess: found 100 files", "train: 100 images of 16 px", "train: done", "fit_prior: ", "render: ")
+    stages = (
+        "preprocess: found 100 files",
+        f"train: {TRAINED} images of 16 px",
+        "train: done",
+        "fit_prior: ",
+        "render: ",
+        "evaluate: ",
+    )
     for line in stages:
         assert line in log
     assert "succeeded" in log
     assert "train: 100%" in log.replace("|", " ")
-    assert {"images_seen", "psnr", "pca_psnr"} == json.loads((root / "metrics.json").read_text()).keys()
+    keys = {"images_seen", "psnr", "pca_psnr", "train", "held_out"}
+    assert json.loads((root / "metrics.json").read_text()).keys() == keys
     kinds = ("diagonal", "full", "unit")
     of_prior = [f"{what}-{kind}.png" for what in ("neighbours", "samples") for kind in kinds]
     grids = sorted(path.name for path in (root / "run" / "grids" / "2000").glob("*.png"))
@@ -99,6 +116,29 @@ def test_its_runs_are_linked_in_mlflow_and_hold_metrics_and_pictures(submitted: 
     assert any("reconstructions" in path and "2000" in path and path.endswith(".png") for path in shown)
     kept = {Path(file.path).name for file in client.list_artifacts(ids["render"], "grids")}
     assert len(kept) == 8 and "samples-full.png" in kept
+
+
+def test_its_evaluation_measures_both_kinds_of_images(submitted: Submitted, mlflow_server: str) -> None:
+    run = submitted.root / "run"
+    metrics = json.loads((submitted.root / "metrics.json").read_text())
+    train, unseen = metrics["train"], metrics["held_out"]
+    assert (train["glo"]["images"], unseen["glo"]["images"]) == (TRAINED, 100 - TRAINED)
+    # Two ways to the same figures: over ranks while training ends, and over tasks that read the checkpoint.
+    assert train["glo"]["psnr"] == pytest.approx(metrics["psnr"], abs=1e-4)
+    assert train["pca"]["psnr"] == pytest.approx(metrics["pca_psnr"], abs=1e-3)
+    codes = pq.read_table(run / "evaluation" / "2000" / "held_out.parquet")
+    manifest = Dataset.open(submitted.root / "dataset").held_out()
+    assert codes.column("image_id").to_pylist() == manifest.ids.tolist()
+    decoder = glo_core.Checkpoint.latest(run).decoder()
+    with torch.no_grad():
+        made = decoder(torch.tensor(codes.column("code").to_pylist())).add(1).div(2).clamp(0, 1)
+    target = manifest.gather(np.arange(len(manifest.ids))).permute(0, 3, 1, 2) / 255
+    assert float((made - target).square().mean()) == pytest.approx(unseen["glo"]["mse"], rel=1e-4)
+    assert unseen["glo"]["psnr"] > psnr(float((target - target.mean()).square().mean()))
+    client = mlflow.MlflowClient(mlflow_server)
+    experiment = client.get_experiment_by_name("glo")
+    (logged,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'evaluate'")
+    assert logged.data.metrics["held_out_glo_psnr"] == pytest.approx(unseen["glo"]["psnr"])
 
 
 def refused(job: TrainJob) -> str:

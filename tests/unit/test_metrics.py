@@ -1,8 +1,10 @@
 import numpy as np
+import pytest
 import torch
 
 from glo_core.dataset import TensorImages
-from glo_core.metrics import pca_psnr, psnr
+from glo_core.losses import ssim
+from glo_core.metrics import Quality, pca_psnr, psnr
 from glo_core.runtime import SingleProcess
 
 
@@ -23,3 +25,12 @@ def test_pca_psnr_is_that_of_an_exact_svd_clamped() -> None:
         projected = ((values - mean) @ components[:4].T @ components[:4] + mean).clip(0, 1)
         expected = psnr(float(((projected - values) ** 2).mean()))
         assert abs(pca_psnr(source, 4, SingleProcess()) - expected) < 1e-3
+
+
+def test_quality_merges_over_parts() -> None:
+    made, target = torch.rand(2, 7, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    merged = Quality.of(made[:3], target[:3]) + Quality() + Quality.of(made[3:], target[3:])
+    error = float((made - target).square().mean())
+    figures = {"psnr": psnr(error), "ssim": float(ssim(made, target).mean()), "mse": error}
+    assert merged.images == 7
+    assert merged.figures() == {key: pytest.approx(value) for key, value in figures.items()}
