@@ -1,6 +1,6 @@
 """A training by W processes under torch.distributed: `train_ranks.py W RUN TARGET [END]`. Losses go to RUN/losses.json.
 
-Every report is a line: images seen, loss, and bytes that rank 0 gave to sums over ranks until then. At END images seen
+Every report is a line: images seen, loss, and bytes that rank 0 gave to the other ranks until then. At END images seen
 rank 0 ends without a word, as if it were killed.
 
 The ranks are forked, as torchrun would start them, but after the imports, which cost more than the training.
@@ -8,8 +8,10 @@ The ranks are forked, as torchrun would start them, but after the imports, which
 
 import json
 import os
+import pickle
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +42,14 @@ class Counting(glo.TorchDistributed):
     def all_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         self.sent += tensor.numel() * tensor.element_size()
         return super().all_sum(tensor)
+
+    def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.sent += tensor.numel() * tensor.element_size()
+        return super().broadcast(tensor)
+
+    def gather(self, value: Any) -> list[Any]:
+        self.sent += len(pickle.dumps(value))
+        return super().gather(value)
 
 
 def rank_main(rank: int, world_size: int, run: Path, target: int, end: int) -> None:
