@@ -18,8 +18,8 @@ from glo_core.hashing import Int64Array
 class CodeConfig(Config):
     """The latent codes and their optimizer."""
 
-    dim: int = 64
-    """Latent dimensions"""
+    dim: int = 0
+    """Latent dimensions; 0 for the images' resolution, but 16 at least and 128 at most"""
     start: Literal["pca", "random"] = "pca"
     """Codes start from the images' principal components, or from a Gaussian"""
     start_scale: float = 1.0
@@ -42,8 +42,8 @@ class CodeConfig(Config):
     """Root mean square norm of Gaussian noise on each code in training, new every epoch; codes have norm 1 at most"""
 
     def __post_init__(self) -> None:
-        if self.dim < 1:
-            raise ValueError(f"`code.dim` (={self.dim}) must be at least 1")
+        if self.dim < 0:
+            raise ValueError(f"`code.dim` (={self.dim}) must be at least 1, or 0 for the rule's")
         if not self.learning_rate >= 0:
             raise ValueError(f"`code.learning_rate` (={self.learning_rate}) must be at least 0")
         if not self.start_scale > 0:

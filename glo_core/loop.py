@@ -11,6 +11,7 @@ from glo_core.cache import Cache
 from glo_core.checkpoint import Checkpoint, Position, committed, sweep_uncommitted
 from glo_core.codes import PROJECTIONS, Table
 from glo_core.dataset import ImageSource
+from glo_core.defaults import completed
 from glo_core.epochs import Epochs
 from glo_core.files import UserError, differences, write_json
 from glo_core.grid import grid, in_rows
@@ -92,6 +93,7 @@ def train(
         UserError: if the checkpoint is damaged, the loss is no longer finite, or the disk is full.
     """
     runtime, intervals = runtime or SingleProcess(), intervals or Intervals()
+    config = completed(config, len(images.ids), images.resolution)
 
     # Order, start and state.
     if runtime.device.type == "cpu":

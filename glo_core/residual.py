@@ -12,12 +12,12 @@ _GROUP = 16
 
 
 class ResidualDecoder(nn.Module):
-    """A linear layer to 4x4, then per doubling nearest upsampling and a residual block; a sub-pixel output.
+    """A linear layer to 4x4, a residual block, then one per doubling that upsamples; a sub-pixel output.
 
-    A block is group norm, SiLU, 3x3, group norm, SiLU, 3x3 beside a 1x1 skip (He et al., arXiv 1603.05027; Wu and He,
-    arXiv 1803.08494). With `modulation` the code scales and shifts each group norm (Perez et al., arXiv 1709.07871).
-    Half the resolution carries the last block; the last convolution makes four values of each channel there
-    (Shi et al., arXiv 1609.05158).
+    A block is group norm, SiLU, 3x3, nearest upsampling, group norm, SiLU, 3x3 beside a 1x1 skip that is upsampled too
+    (He et al., arXiv 1603.05027; Wu and He, arXiv 1803.08494). With `modulation` the code scales and shifts each group
+    norm (Perez et al., arXiv 1709.07871). Half the resolution carries the last block; the last convolution makes four
+    values of each channel there (Shi et al., arXiv 1609.05158).
     """
 
     def __init__(self, *, code_dim: int, channels: int, widths: Sequence[int], modulation: bool) -> None:
@@ -25,7 +25,7 @@ class ResidualDecoder(nn.Module):
         self.first = nn.Linear(code_dim, widths[0] * 16)
         modulated = code_dim if modulation else 0
         pairs = [(widths[0], widths[0]), *itertools.pairwise(widths)]
-        self.blocks = nn.ModuleList([_Block(a, b, modulated) for a, b in pairs])
+        self.blocks = nn.ModuleList([_Block(a, b, modulated, 2 if i else 1) for i, (a, b) in enumerate(pairs)])
         self.norm = _Norm(widths[-1], modulated)
         self.output = nn.Conv2d(widths[-1], 4 * channels, 3, padding=1)
 
@@ -33,8 +33,8 @@ class ResidualDecoder(nn.Module):
         # Codes have norm about 1: the layer's default start expects values of about 1.
         codes = codes * codes.shape[1] ** 0.5
         x = self.first(codes).unflatten(1, (-1, 4, 4))
-        for number, block in enumerate(self.blocks):
-            x = block(F.interpolate(x, scale_factor=2.0) if number else x, codes)
+        for block in self.blocks:
+            x = block(x, codes)
         return torch.tanh(F.pixel_shuffle(self.output(F.silu(self.norm(x, codes))), 2))
 
 
@@ -59,8 +59,9 @@ class _Norm(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, inputs: int, outputs: int, modulated: int) -> None:
+    def __init__(self, inputs: int, outputs: int, modulated: int, scale: int) -> None:
         super().__init__()
+        self.up = nn.Upsample(scale_factor=scale) if scale > 1 else nn.Identity()
         self.norms = nn.ModuleList([_Norm(inputs, modulated), _Norm(outputs, modulated)])
         self.convolutions = nn.ModuleList(
             [nn.Conv2d(inputs, outputs, 3, padding=1), nn.Conv2d(outputs, outputs, 3, padding=1)]
@@ -69,7 +70,6 @@ class _Block(nn.Module):
         nn.init.zeros_(self.convolutions[1].weight)  # type: ignore[arg-type]  # A block starts as its skip.
 
     def forward(self, x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        kept = self.skip(x)
-        for norm, convolution in zip(self.norms, self.convolutions, strict=True):
-            x = convolution(F.silu(norm(x, codes)))
-        return kept + x
+        kept = self.up(self.skip(x))
+        x = self.up(self.convolutions[0](F.silu(self.norms[0](x, codes))))
+        return kept + self.convolutions[1](F.silu(self.norms[1](x, codes)))

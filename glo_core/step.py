@@ -32,8 +32,8 @@ class TrainConfig(Config):
 
     seed: int = 0
     """Seed of the start and of the order of training"""
-    batch_size: int = 128
-    """Images of one optimizer step over all workers"""
+    batch_size: int = 0
+    """Images of one optimizer step over all workers; 0 for 16 to 128, by the number of images"""
     loss: str = "mse"
     """A sum such as pyramid + 0.5 mse of: mse, l1, pairwise (the seed's), pyramid (the paper's), ssim, perceptual"""
     perceptual_network: str = "vgg16"
@@ -72,8 +72,8 @@ class TrainConfig(Config):
         loss_terms(self.loss)
         if self.window < 0:
             raise ValueError(f"`window` (={self.window}) must be at least 1 row, or 0 for all")
-        if self.batch_size < 1:
-            raise ValueError(f"`batch_size` (={self.batch_size}) must be at least 1")
+        if self.batch_size < 0:
+            raise ValueError(f"`batch_size` (={self.batch_size}) must be at least 1, or 0 for the rule's")
         if not self.learning_rate >= 0:
             raise ValueError(f"`learning_rate` (={self.learning_rate}) must be at least 0")
         for name, least in (("warm_up", 0), ("codes_first", 0), ("decay_every", 1)):

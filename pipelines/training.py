@@ -27,6 +27,7 @@ from glo_core.cache import Cache
 from glo_core.checkpoint import DECODER_PARTS, MARK, Checkpoint, committed
 from glo_core.dataset import Dataset
 from glo_core.decoder import Shape, cost, make_decoder
+from glo_core.defaults import completed, images_to_see
 from glo_core.epochs import too_many_workers
 from glo_core.files import UserError, read_json, write_bytes
 from glo_core.keeper import Intervals
@@ -44,8 +45,8 @@ from pipelines.tracking import TrackingConfig
 class TrainSettings(TrainConfig):
     """A recipe of training, its length, and how it is carried out."""
 
-    images: int = 1_000_000
-    """Images to see in all; a larger number on a finished run trains on"""
+    images: int = 0
+    """Images to see in all, a larger number on a finished run trains on; 0 for 5,000 times the root of their number"""
     workers: int | str = 1
     """Ray Train workers, or a range such as 1:8 for as many as the cluster has room for while it
     grows and shrinks; the result does not depend on it"""
@@ -65,8 +66,8 @@ class TrainSettings(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.images < 1:
-            raise ValueError(f"`images` (={self.images}) must be at least 1")
+        if self.images < 0:
+            raise ValueError(f"`images` (={self.images}) must be at least 1, or 0 for the rule's")
         fewest, colon, most = str(self.workers).partition(":")
         numbers = [fewest, most] if colon else [fewest]
         if not all(number.isdecimal() and int(number) for number in numbers) or int(numbers[0]) > int(numbers[-1]):
@@ -96,6 +97,7 @@ def run_training(job: TrainJob) -> dict[str, Any]:
             the cluster is too small, or training failed for a reason that the user can mend.
     """
     dataset = Dataset.open(job.dataset)
+    job = _completed(job, dataset)
     _check(job, dataset)
     made_by = dataset.snapshots[-1].get("mlflow_run_id")
     inputs = {"dataset": Input(job.dataset, dataset.root_digest, made_by)}
@@ -184,6 +186,11 @@ def _figures(metrics: dict[str, Any]) -> str:
     return f"PSNR {ours:.2f} dB; PCA of the same dimension, on the same images: {pca:.2f} dB"
 
 
+def _completed(job: TrainJob, dataset: Dataset) -> TrainJob:
+    config = completed(job, dataset.num_train, dataset.config.resolution)
+    return dataclasses.replace(job, batch_size=config.batch_size, code=config.code)
+
+
 def _shape(job: TrainJob, dataset: Dataset) -> Shape:
     return Shape(job.code.dim, dataset.config.resolution, dataset.config.channels)
 
@@ -208,7 +215,7 @@ def _print_plan(job: TrainJob, dataset: Dataset, phase: Phase) -> None:
     overload = order.overload(world_size=most, lanes=lanes)
     print(
         f"train: {dataset.num_train} images of {config.resolution} px, {config.channels} channel(s); codes of "
-        f"{job.code.dim}; to {phase.target:,} images seen "
+        f"{job.code.dim}; batches of {job.batch_size}; to {phase.target:,} images seen "
         f"({phase.target / max(dataset.num_train, 1):.1f} epochs); {job.workers} worker(s) on {lanes} lanes",
         flush=True,
     )
@@ -238,18 +245,20 @@ def _phase(stage: Stage, job: TrainJob, dataset: Dataset) -> tuple[Phase | None,
         seen = newest.position.images_seen
         dataset.at(newest.snapshot)  # Refuse a dataset that no longer holds what was trained on.
     finished = stage.done is not None and stage.done["phase"] == len(phases) - 1
-    if phases and not finished and phases[-1]["target"] == job.images:
+    begun = phases[-1]["target"] if phases and not finished else 0
+    target = job.images or begun or images_to_see(dataset.num_train)
+    if begun == target:
         last = phases[-1]
         dataset.at(last["snapshot"])
-    elif seen < job.images:
-        last = {"start": seen, "target": job.images, "snapshot": dataset.digest}
+    elif seen < target:
+        last = {"start": seen, "target": target, "snapshot": dataset.digest}
         phases.append(last)
     elif finished:
         return None, ""
     else:
         raise UserError(
-            f"{job.run}: has seen {seen} images on the way to {phases[-1]['target']}; images={job.images} must be "
-            f"{phases[-1]['target']} to go on there, or more than {seen}"
+            f"{job.run}: has seen {seen} images on the way to {begun}; images={job.images} must be "
+            f"{begun} to go on there, or more than {seen}"
         )
     phase = Phase(number=len(phases) - 1, start=last["start"], target=last["target"])
     return phase, last["snapshot"]

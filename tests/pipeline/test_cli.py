@@ -77,9 +77,9 @@ def test_every_recipe_of_the_repository_is_valid(recipe: Path) -> None:
             ([*PATHS, "--workers", bad], f"`workers` (={bad}) must be a number from 1 on, or a range such as 1:8")
             for bad in ("two", "0", "4:2", "1:", ":2", "1:2:3", "-1")
         ),
-        ([*PATHS, "--images", "0"], "`images` (=0) must be at least 1"),
+        ([*PATHS, "--images", "-1"], "`images` (=-1) must be at least 1, or 0"),
         ([*PATHS, "--device", "tpu"], "device='tpu': input should be 'auto', 'cpu' or 'gpu'"),
-        ([*PATHS, "--code.dim", "0"], "`code.dim` (=0) must be at least 1"),
+        ([*PATHS, "--code.dim", "-2"], "`code.dim` (=-2) must be at least 1, or 0"),
         ([*PATHS, "--recipe", "/no.yaml"], "recipe=/no.yaml: no such file"),
     ],
 )

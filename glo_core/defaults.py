@@ -1,0 +1,27 @@
+"""What a training takes where nothing was said: from the number of images and their size.
+
+`docs/training.md` states the rule, LOG.md the measurements that it rests on.
+"""
+
+import dataclasses
+import math
+
+from glo_core.step import TrainConfig
+
+_FEWEST_STEPS = 128
+"""Steps that an epoch should have at least"""
+_IMAGES_PER_ROOT = 5000
+"""Images to see over the square root of the number of images: 110 epochs of 2,000 images, 20 of 60,000"""
+
+
+def completed(config: TrainConfig, num_images: int, resolution: int) -> TrainConfig:
+    """`config` with a batch size and a code dimension where it has 0."""
+    # The largest power of two that leaves an epoch its steps.
+    batch_size = config.batch_size or 1 << min(max(num_images // _FEWEST_STEPS, 16), 128).bit_length() - 1
+    dim = config.code.dim or min(max(resolution, 16), 128)
+    return dataclasses.replace(config, batch_size=batch_size, code=dataclasses.replace(config.code, dim=dim))
+
+
+def images_to_see(num_images: int) -> int:
+    """How long to train: an epoch at least, and fewer epochs the more images there are."""
+    return max(num_images, round(_IMAGES_PER_ROOT * math.sqrt(num_images)))

@@ -1,0 +1,30 @@
+import pytest
+
+import glo_core as glo
+from glo_core.defaults import completed, images_to_see
+
+
+@pytest.mark.parametrize(
+    ("images", "resolution", "batch_size", "dim"),
+    [
+        (1, 8, 16, 16),
+        (2059, 64, 16, 64),
+        (4096, 32, 32, 32),
+        (8191, 128, 32, 128),
+        (60_000, 32, 128, 32),
+        (10**7, 256, 128, 128),
+    ],
+)
+def test_batch_and_dimension_follow_the_data(images: int, resolution: int, batch_size: int, dim: int) -> None:
+    config = completed(glo.TrainConfig(), images, resolution)
+    assert (config.batch_size, config.code.dim) == (batch_size, dim)
+
+
+def test_what_was_said_is_kept() -> None:
+    config = glo.TrainConfig(batch_size=24, seed=3, code=glo.CodeConfig(dim=7, start="random"))
+    assert completed(config, 60_000, 32) == config
+
+
+@pytest.mark.parametrize(("images", "seen"), [(100, 50_000), (60_000, 1_224_745), (10**8, 10**8)])
+def test_more_images_are_seen_longer_but_fewer_times(images: int, seen: int) -> None:
+    assert images_to_see(images) == seen
