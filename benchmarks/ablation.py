@@ -1,0 +1,196 @@
+"""One change at a time from the defaults: what each choice is worth on one data set, three seeds each.
+
+    python -m jobs.preprocess --input sign-digits --dataset DATASET --resolution 32 --holdout 0.1
+    python -m benchmarks.ablation --dataset DATASET --out docs/ablation [--images 30000] [--seeds 0 1 2]
+
+Every variant sees the same number of images. Measured are the PSNR on the training images and on the held-out ones
+(inverted as `jobs/evaluate.py` does), and images/s. Finished runs are kept in OUT/results.jsonl, so that an interrupted
+command goes on; at the end OUT.md has the table and OUT/*.png the plots.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import glo_core as glo
+from benchmarks.machine import describe
+from glo_core.dataset import BlockImages
+from glo_core.defaults import completed
+from glo_core.invert import InvertConfig, Inverter
+from glo_core.losses import to_unit
+from glo_core.metrics import Quality
+from glo_core.pca import Pca
+from glo_core.regression import Regression
+from glo_core.runtime import SingleProcess
+from glo_core.start import PcaStart
+
+Variant = tuple[str, str, dict[str, Any]]
+"""What is varied, its value, and the changes to the defaults by dotted key"""
+
+
+def variants() -> Iterator[Variant]:
+    """Every variant; of each group the value of the defaults is the variant without a change."""
+    yield "defaults", "defaults", {}
+    for loss in ("l1", "pairwise", "pyramid", "pyramid + mse", "mse + 0.1 ssim", "0.5 mse + 0.5 l1"):
+        yield "loss", loss, {"loss": loss}
+    yield "start", "random", {"code.start": "random"}
+    yield "projection", "ball", {"code.projection": "ball"}
+    for optimizer, rates in {"adam": (1e-3, 2e-2, 1e-1), "adagrad": (5e-2,), "sgd": (1e-1, 1.0)}.items():
+        for rate in rates:
+            yield "code optimizer", f"{optimizer}, {rate:g}", {"code.optimizer": optimizer, "code.learning_rate": rate}
+    for rate in (5e-4, 4e-3):
+        yield "decoder rate", f"{rate:g}", {"learning_rate": rate}
+    for size in (32, 64, 128):
+        yield "batch", str(size), {"batch_size": size}
+    for kind, changes in {
+        "dcgan": {"decoder.kind": "dcgan"},
+        "residual": {"decoder.kind": "residual"},
+        "residual, modulated": {"decoder.kind": "residual", "decoder.modulation": True},
+        "seed, kernel 3": {"decoder.kernel_size": 3},
+    }.items():
+        yield "decoder", kind, changes
+    for dim in (16, 64, 128, 256):
+        yield "code dimension", str(dim), {"code.dim": dim}
+    for noise in (0.05, 0.2):
+        yield "code noise", f"{noise:g}", {"code.noise": noise}
+    yield "averaging", "none", {"average_half_life": 0.0}
+
+
+def changed(config: glo.TrainConfig, changes: dict[str, Any]) -> glo.TrainConfig:
+    for key, value in changes.items():
+        owner, _, name = key.rpartition(".")
+        inner = {owner: dataclasses.replace(getattr(config, owner), **{name: value})} if owner else {name: value}
+        config = dataclasses.replace(config, **inner)
+    return config
+
+
+def measure(dataset: glo.Dataset, config: glo.TrainConfig, images_to_see: int) -> dict[str, float]:
+    """Train once; PSNR in dB on training and held-out images, PCA's beside them, and seconds of training."""
+    images, unseen = dataset.images(), dataset.held_out()
+    config = completed(config, len(images.ids), images.resolution)
+    since = time.perf_counter()
+    trained = glo.train(config, images, glo.Phase(target=images_to_see))
+    seconds = time.perf_counter() - since
+    start, regression = PcaStart.fit(images, config.code.dim, SingleProcess()), Regression(config.code.dim)
+    rows = np.arange(len(images.ids))
+    learned = trained.table.codes()
+    regression.add(start.codes(config.code, images, rows, config.seed), learned)
+    weights = regression.solve(SingleProcess())
+    inverter = Inverter(trained.decoder, config.code.projection, start, weights, learned, InvertConfig())
+    return {
+        "psnr": trained.metrics["psnr"],
+        "pca_psnr": trained.metrics["pca_psnr"],
+        **held_out(trained.decoder, inverter, unseen, Pca.fit(images, config.code.dim, SingleProcess())),
+        "seconds": seconds,
+    }
+
+
+def held_out(decoder: torch.nn.Module, inverter: Inverter, images: BlockImages, pca: Pca) -> dict[str, float]:
+    rows = np.arange(len(images.ids))
+    codes, _ = inverter.codes(images, rows)
+    pixels = images.gather(rows)
+    target = pixels.permute(0, 3, 1, 2).float().div(255)
+    with torch.inference_mode():
+        ours = Quality.of(to_unit(decoder(codes)), target).figures()["psnr"]
+    return {"held_out_psnr": ours, "held_out_pca_psnr": Quality.of(pca.reconstruct(pixels), target).figures()["psnr"]}
+
+
+# ---------------------------------------------------------------- the page
+
+Results = dict[tuple[str, str], list[dict[str, float]]]
+
+
+def page(results: Results, conditions: str) -> str:
+    base = results["defaults", "defaults"]
+    lines = [
+        "# What each choice is worth",
+        "",
+        "One change at a time from the defaults, `python -m benchmarks.ablation`. Mean and range over seeds.",
+        "",
+        conditions,
+        "",
+        "| changed | to | PSNR, dB | over the defaults | held out, dB | over the defaults | time |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (group, value), found in results.items():
+        cells = [group, f"`{value}`"]
+        for key in ("psnr", "held_out_psnr"):
+            numbers = [result[key] for result in found]
+            mean, ours = statistics.mean(numbers), statistics.mean(result[key] for result in base)
+            cells += [f"{mean:.2f} ({min(numbers):.2f} to {max(numbers):.2f})", f"{mean - ours:+.2f}"]
+        ratio = statistics.median(result["seconds"] for result in found) / statistics.median(r["seconds"] for r in base)
+        lines.append(f"| {' | '.join([*cells, f'{ratio:.2f}'])} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(results: Results, out: Path) -> None:
+    """A picture of each group: training and held-out PSNR of every value, a dot for each seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    base = results["defaults", "defaults"]
+    for group in dict.fromkeys(group for group, _ in results if group != "defaults"):
+        shown = {"(default)": base} | {value: found for (of, value), found in results.items() if of == group}
+        figure, axis = pyplot.subplots(figsize=(6, 0.6 + 0.35 * len(shown)), layout="constrained")
+        for place, found in enumerate(shown.values()):
+            for key, colour in (("psnr", "tab:blue"), ("held_out_psnr", "tab:orange")):
+                label = {"psnr": "training", "held_out_psnr": "held out"}[key] if not place else None
+                axis.scatter([result[key] for result in found], [place] * len(found), c=colour, s=18, label=label)
+        axis.set_yticks(range(len(shown)), list(shown))
+        axis.invert_yaxis()
+        axis.grid(axis="x", alpha=0.3)
+        axis.set_xlabel("PSNR, dB")
+        axis.set_title(group)
+        axis.legend(loc="best", fontsize="small")
+        figure.savefig(out / f"{group.replace(', ', '-').replace(' ', '-')}.png", dpi=110)
+        pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder of results and plots; its page is OUT.md")
+    parser.add_argument("--images", type=int, default=30_000, help="that each run sees (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    dataset = glo.Dataset.open(options.dataset)
+    kept = options.out / "results.jsonl"
+    lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    known = {(line["group"], line["value"], line["seed"], line["images"]): line for line in lines}
+    results: Results = {}
+    for seed in options.seeds:
+        for group, value, changes in variants():
+            key = (group, value, seed, options.images)
+            if key not in known:
+                found = measure(dataset, changed(glo.TrainConfig(seed=seed), changes), options.images)
+                known[key] = {"group": group, "value": value, "seed": seed, "images": options.images, **found}
+                with kept.open("a") as file:
+                    file.write(json.dumps(known[key]) + "\n")
+                print(f"{group}: {value}, seed {seed}: {found['psnr']:.2f} dB, {found['held_out_psnr']:.2f} held out")
+    for group, value, _ in variants():
+        results[group, value] = [known[group, value, seed, options.images] for seed in options.seeds]
+    base = results["defaults", "defaults"][0]
+    config = dataset.config
+    conditions = (
+        f"{dataset.num_train:,} images of {config.resolution} px, {config.channels} channel(s), {options.images:,} seen "
+        f"by each run, seeds {' '.join(map(str, options.seeds))}. PCA with as many components as the defaults have "
+        f"dimensions: {base['pca_psnr']:.2f} dB on the training images, {base['held_out_pca_psnr']:.2f} dB on the "
+        f"held-out ones. {describe()}."
+    )
+    options.out.with_suffix(".md").write_text(page(results, conditions))
+    plot(results, options.out)
+
+
+if __name__ == "__main__":
+    main()
