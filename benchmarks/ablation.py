@@ -50,12 +50,13 @@ def variants() -> Iterator[Variant]:
         yield "decoder rate", f"{rate:g}", {"learning_rate": rate}
     for size in (32, 64, 128):
         yield "batch", str(size), {"batch_size": size}
-    for kind, changes in {
+    decoders: dict[str, dict[str, Any]] = {
         "dcgan": {"decoder.kind": "dcgan"},
         "residual": {"decoder.kind": "residual"},
         "residual, modulated": {"decoder.kind": "residual", "decoder.modulation": True},
         "seed, kernel 3": {"decoder.kernel_size": 3},
-    }.items():
+    }
+    for kind, changes in decoders.items():
         yield "decoder", kind, changes
     for dim in (16, 64, 128, 256):
         yield "code dimension", str(dim), {"code.dim": dim}
@@ -183,8 +184,8 @@ def main() -> None:
     base = results["defaults", "defaults"][0]
     config = dataset.config
     conditions = (
-        f"{dataset.num_train:,} images of {config.resolution} px, {config.channels} channel(s), {options.images:,} seen "
-        f"by each run, seeds {' '.join(map(str, options.seeds))}. PCA with as many components as the defaults have "
+        f"{dataset.num_train:,} images of {config.resolution} px, {config.channels} channel(s); {options.images:,} "
+        f"seen by each run, seeds {' '.join(map(str, options.seeds))}. PCA with as many components as the defaults have "
         f"dimensions: {base['pca_psnr']:.2f} dB on the training images, {base['held_out_pca_psnr']:.2f} dB on the "
         f"held-out ones. {describe()}."
     )
