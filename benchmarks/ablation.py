@@ -183,11 +183,12 @@ def main() -> None:
         results[group, value] = [known[group, value, seed, options.images] for seed in options.seeds]
     base = results["defaults", "defaults"][0]
     config = dataset.config
+    shape = f"{config.resolution} px, {config.channels} channel(s)"
+    seeds = " ".join(map(str, options.seeds))
     conditions = (
-        f"{dataset.num_train:,} images of {config.resolution} px, {config.channels} channel(s); {options.images:,} "
-        f"seen by each run, seeds {' '.join(map(str, options.seeds))}. PCA with as many components as the defaults have "
-        f"dimensions: {base['pca_psnr']:.2f} dB on the training images, {base['held_out_pca_psnr']:.2f} dB on the "
-        f"held-out ones. {describe()}."
+        f"{dataset.num_train:,} images of {shape}, {options.images:,} seen by each run, seeds {seeds}. PCA with as "
+        f"many components as the defaults have dimensions: {base['pca_psnr']:.2f} dB on the training images, "
+        f"{base['held_out_pca_psnr']:.2f} dB on the held-out ones. {describe()}."
     )
     options.out.with_suffix(".md").write_text(page(results, conditions))
     plot(results, options.out)

@@ -49,10 +49,10 @@ EXIF_KEYS = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xm
 class DecodePolicy(Config):
     """How a file becomes pixels. Two datasets of different policies hold different images."""
 
-    resolution: int = 64
-    """Side of the square images in pixels: 4 * 2^n with n >= 1"""
-    channels: int = 3
-    """1 for grey, 3 for RGB"""
+    resolution: int = 0
+    """Side of the square images in pixels: 4 * 2^n with n >= 1; 0 for what suits the images of the first run"""
+    channels: int = 0
+    """1 for grey, 3 for RGB; 0 for grey where all images looked at are"""
     tight_crop: int = 0
     """Side in pixels of a central crop taken before resizing (CelebA's faces: 108); 0 crops to the shorter side"""
     background: str = "#ffffff"
@@ -70,9 +70,9 @@ class DecodePolicy(Config):
 
     def __post_init__(self) -> None:
         side = self.resolution
-        if side < 8 or side & (side - 1):
+        if side and (side < 8 or side & (side - 1)):
             raise ValueError(f"`resolution` (={side}) must be 4 * 2^n: 8, 16, 32, 64, 128, 256, ...")
-        if self.channels not in (1, 3):
+        if self.channels not in (0, 1, 3):
             raise ValueError(f"`channels` (={self.channels}) must be 1 (grey) or 3 (RGB)")
         if self.tight_crop < 0:
             raise ValueError(f"`tight_crop` (={self.tight_crop}) must be 0 (off) or a side in pixels")

@@ -28,10 +28,11 @@ from pipelines.commit import Earlier, commit
 from pipelines.known import ids_to_retry
 from pipelines.lease import writing
 from pipelines.manifest import part_name, part_names
+from pipelines.peek import Suited, suited
 from pipelines.plan import Plan, Survey, make_plan, pending_plan
 from pipelines.removal import remove_images
 from pipelines.session import ray_session
-from pipelines.sources import find_sources
+from pipelines.sources import Source, find_sources
 from pipelines.stage import library_versions
 from pipelines.summary import Summary, log_pictures
 from pipelines.tracking import Tracker, TrackingConfig
@@ -79,7 +80,9 @@ def preprocess(job: PreprocessJob) -> dict[str, Any]:
     """
     config = DatasetConfig(**{f.name: getattr(job, f.name) for f in dataclasses.fields(DatasetConfig)})
     dataset, inputs = Location(job.dataset).absolute(), [Location(place).absolute() for place in job.input]
-    given = [str(source.given) for source in find_sources(inputs, {})]  # A mistake leaves no trace.
+    sources = find_sources(inputs, {})  # A mistake leaves no trace.
+    given = [str(source.given) for source in sources]
+    config = _settled(config, dataset, sources)
     _check_config(dataset, config)
     started = time.perf_counter()
     with writing(dataset) as still_held, _no_trace_of_a_mistake(dataset):
@@ -141,6 +144,24 @@ def _run_plan(
         tracker.finish("FAILED")
         raise
     return summary, complaint
+
+
+def _settled(config: DatasetConfig, dataset: Location, sources: Sequence[Source]) -> DatasetConfig:
+    """`config` with a resolution and channels: the dataset's, or else what suits the images."""
+    if config.resolution and config.channels:
+        return config
+    if (dataset / "dataset.json").exists():
+        chosen = Suited(read_config(dataset).resolution, read_config(dataset).channels)
+    else:
+        chosen = suited(sources, config.tight_crop)
+        print(
+            f"preprocess: {config.resolution or chosen.resolution} px and {config.channels or chosen.channels} "
+            "channel(s) suit these images; --resolution and --channels choose otherwise",
+            flush=True,
+        )
+    return dataclasses.replace(
+        config, resolution=config.resolution or chosen.resolution, channels=config.channels or chosen.channels
+    )
 
 
 def _check_config(dataset: Location, config: DatasetConfig) -> None:

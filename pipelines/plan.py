@@ -21,14 +21,14 @@ import pyarrow.parquet as pq
 
 from glo_core.blocks import DatasetConfig
 from glo_core.decode import RejectedImageError
-from glo_core.files import UserError, open_parquet, read_parquet, replacing
+from glo_core.files import open_parquet, read_parquet, replacing
 from glo_core.hashing import Int64Array
 from glo_core.location import Location
 from pipelines.containers import CONTAINER_ENDINGS, Members, list_members, read_members
 from pipelines.keys import file_keys, halves, key_array, key_column
 from pipelines.known import KnownFiles, content_hashes, hash_files, write_touched
 from pipelines.manifest import rows_of
-from pipelines.sources import Files, Source, find_sources, list_files, place_of
+from pipelines.sources import Files, Source, find_sources, list_files, no_file, place_of
 
 BLOCK_BYTES, MAX_BLOCK_ROWS = 128 << 20, 1 << 16
 """Pixels of a block at most, and images: a task's memory does not grow with the number of files."""
@@ -253,7 +253,7 @@ class _Listing:
                 doubtful_keys.append(keys[16 * row : 16 * row + 16])
                 doubtful_ids.append(image_id)
         if not met:
-            raise UserError(f"input={source.given}: holds no file, where image files were expected")
+            raise no_file(source)
         if doubtful_ids:
             self._add_doubtful(source, number, doubtful, b"".join(doubtful_keys), np.array(doubtful_ids))
 

@@ -108,6 +108,10 @@ def _kind(given: Location) -> str:
 # ---------------------------------------------------------------- listing
 
 
+def no_file(source: Source) -> UserError:
+    return UserError(f"input={source.given}: holds no file, where image files were expected")
+
+
 def list_files(source: Source) -> Iterator[Files]:
     """Every file of a source, in chunks, in no order; names that begin with a dot are left out.
 
