@@ -8,16 +8,16 @@ import math
 
 from glo_core.step import TrainConfig
 
-_FEWEST_STEPS = 128
-"""Steps that an epoch should have at least"""
+_IMAGES_PER_PLACE = 1024
+"""Images for each place in a batch: small batches learn more of each image, large ones are faster"""
 _IMAGES_PER_ROOT = 5000
 """Images to see over the square root of the number of images: 110 epochs of 2,000 images, 20 of 60,000"""
 
 
 def completed(config: TrainConfig, num_images: int, resolution: int) -> TrainConfig:
     """`config` with a batch size and a code dimension where it has 0."""
-    # The largest power of two that leaves an epoch its steps.
-    batch_size = config.batch_size or 1 << min(max(num_images // _FEWEST_STEPS, 16), 128).bit_length() - 1
+    # The largest power of two up to N / 1024, but 16 at least and 256 at most.
+    batch_size = config.batch_size or 1 << min(max(num_images // _IMAGES_PER_PLACE, 16), 256).bit_length() - 1
     dim = config.code.dim or min(max(resolution, 16), 128)
     return dataclasses.replace(config, batch_size=batch_size, code=dataclasses.replace(config.code, dim=dim))
 

@@ -33,7 +33,7 @@ class TrainConfig(Config):
     seed: int = 0
     """Seed of the start and of the order of training"""
     batch_size: int = 0
-    """Images of one optimizer step over all workers; 0 for 16 to 128, by the number of images"""
+    """Images of one optimizer step over all workers; 0 for 16 to 256, by the number of images"""
     loss: str = "mse"
     """A sum such as pyramid + 0.5 mse of: mse, l1, pairwise (the seed's), pyramid (the paper's), ssim, perceptual"""
     perceptual_network: str = "vgg16"
@@ -44,7 +44,7 @@ class TrainConfig(Config):
     """Rows of a lane that an epoch visits together, so that no others need be in memory; 0 keeps every code there"""
     optimizer: Literal["adam", "sgd"] = "adam"
     """Of the decoder"""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """The optimizer's step size for the decoder at the schedule's peak"""
     beta1: float = 0.9
     """Decay of Adam's first moment, per step; with sgd, the momentum"""

@@ -9,10 +9,10 @@ from glo_core.defaults import completed, images_to_see
     [
         (1, 8, 16, 16),
         (2059, 64, 16, 64),
-        (4096, 32, 32, 32),
-        (8191, 128, 32, 128),
-        (60_000, 32, 128, 32),
-        (10**7, 256, 128, 128),
+        (32_767, 32, 16, 32),
+        (32_768, 128, 32, 128),
+        (60_000, 32, 32, 32),
+        (10**7, 256, 256, 128),
     ],
 )
 def test_batch_and_dimension_follow_the_data(images: int, resolution: int, batch_size: int, dim: int) -> None:
