@@ -26,7 +26,7 @@ from glo_core import order
 from glo_core.cache import Cache
 from glo_core.checkpoint import DECODER_PARTS, MARK, Checkpoint, committed
 from glo_core.dataset import Dataset
-from glo_core.decoder import Shape, cost, make_decoder
+from glo_core.decoder import Shape, cost, make_decoder, num_parameters
 from glo_core.defaults import completed, images_to_see
 from glo_core.epochs import too_many_workers
 from glo_core.files import UserError, read_json, write_bytes
@@ -209,7 +209,7 @@ def _check(job: TrainJob, dataset: Dataset) -> None:
 
 def _print_plan(job: TrainJob, dataset: Dataset, phase: Phase) -> None:
     config = dataset.config
-    taken = cost(make_decoder(job.decoder, **_shape(job, dataset)._asdict()), job.code.dim)
+    decoder = make_decoder(job.decoder, **_shape(job, dataset)._asdict())
     lanes = order.num_lanes(config.code_shards, job.batch_size)
     _, most = job.fewest_and_most_workers
     overload = order.overload(world_size=most, lanes=lanes)
@@ -219,20 +219,27 @@ def _print_plan(job: TrainJob, dataset: Dataset, phase: Phase) -> None:
         f"({phase.target / max(dataset.num_train, 1):.1f} epochs); {job.workers} worker(s) on {lanes} lanes",
         flush=True,
     )
-    # A step keeps weights, their gradient, Adam's two moments and their average, and what the backward pass needs.
-    size = 8 if job.precision == "float64" else 4
-    memory = size * (5 * taken.parameters + job.batch_size * taken.activations)
-    print(
-        f"train: decoder {job.decoder.kind} of {taken.parameters:,} parameters, {taken.flops / 1e6:,.1f} MFLOP "
-        f"to decode an image; about {memory / 2**20:,.0f} MiB for a step of {job.batch_size} images",
-        flush=True,
-    )
+    print(f"train: decoder {job.decoder.kind} {_cost_of(job, decoder)}", flush=True)
     if overload > 1:
         print(
             f"train: {lanes} lanes do not divide among {most} workers: the slowest carries "
             f"{overload:.2f} times an even share",
             flush=True,
         )
+
+
+def _cost_of(job: TrainJob, decoder: torch.nn.Module) -> str:
+    parameters = num_parameters(decoder)
+    taken = cost(decoder, job.code.dim)
+    if taken is None:
+        return f"of {parameters:,} parameters; its operations cannot be counted"
+    # A step keeps weights, their gradient, Adam's two moments and their average, and what the backward pass needs.
+    size = 8 if job.precision == "float64" else 4
+    memory = size * (5 * parameters + job.batch_size * taken.activations)
+    return (
+        f"of {parameters:,} parameters, {taken.flops / 1e6:,.1f} MFLOP to decode an image; about "
+        f"{memory / 2**20:,.0f} MiB for a step of {job.batch_size} images"
+    )
 
 
 def _phase(stage: Stage, job: TrainJob, dataset: Dataset) -> tuple[Phase | None, str]:

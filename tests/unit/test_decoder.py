@@ -102,6 +102,7 @@ def test_cost_counts_parameters_operations_and_what_backward_needs() -> None:
     taken = cost(decoder, code_dim=5)
     # A transposed convolution multiplies each input value with each of a kernel's outputs.
     multiplications = 5 * 8 * 16 + 8 * 4 * 16 * 4 * 4 + 4 * 1 * 16 * 8 * 8
+    assert taken is not None
     assert taken.parameters == num_parameters(decoder)
     assert taken.flops == pytest.approx(2 * multiplications, rel=0.01)  # The rest is the batch norms' sums.
     hidden = 8 * 4 * 4 + 4 * 8 * 8
@@ -149,6 +150,14 @@ def test_a_decoder_of_the_users_trains_is_kept_and_comes_back(tmp_path: Path) ->
     again = glo.Checkpoint.latest(tmp_path).decoder()
     codes = trained.table.codes()
     torch.testing.assert_close(again(codes), trained.decoder(codes), rtol=0, atol=0)
+
+
+def test_what_cannot_be_counted_is_none() -> None:
+    class Reads(Mine):
+        def forward(self, codes: torch.Tensor) -> torch.Tensor:
+            return super().forward(codes) * float(codes.sum())
+
+    assert cost(Reads(3, 8, 1), code_dim=3) is None
 
 
 @pytest.mark.usefixtures("my_package")
