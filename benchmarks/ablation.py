@@ -24,6 +24,7 @@ import glo_core as glo
 from benchmarks.machine import describe
 from glo_core.dataset import BlockImages
 from glo_core.defaults import completed
+from glo_core.files import digest_json
 from glo_core.invert import InvertConfig, Inverter
 from glo_core.losses import to_unit
 from glo_core.metrics import Quality
@@ -168,22 +169,21 @@ def main() -> None:
     dataset = glo.Dataset.open(options.dataset)
     kept = options.out / "results.jsonl"
     lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-    known = {(line["group"], line["value"], line["seed"], line["images"]): line for line in lines}
+    known = {line["key"]: line for line in lines}
     results: Results = {}
     for seed in options.seeds:
         for group, value, changes in variants():
-            key = (group, value, seed, options.images)
+            config = changed(glo.TrainConfig(seed=seed), changes)
+            key = digest_json([dataset.digest, options.images, dataclasses.asdict(config)])
             if key not in known:
-                found = measure(dataset, changed(glo.TrainConfig(seed=seed), changes), options.images)
-                known[key] = {"group": group, "value": value, "seed": seed, "images": options.images, **found}
+                found = measure(dataset, config, options.images)
+                known[key] = {"key": key, "group": group, "value": value, "seed": seed, **found}
                 with kept.open("a") as file:
                     file.write(json.dumps(known[key]) + "\n")
                 print(f"{group}: {value}, seed {seed}: {found['psnr']:.2f} dB, {found['held_out_psnr']:.2f} held out")
-    for group, value, _ in variants():
-        results[group, value] = [known[group, value, seed, options.images] for seed in options.seeds]
+            results.setdefault((group, value), []).append(known[key])
     base = results["defaults", "defaults"][0]
-    config = dataset.config
-    shape = f"{config.resolution} px, {config.channels} channel(s)"
+    shape = f"{dataset.config.resolution} px, {dataset.config.channels} channel(s)"
     seeds = " ".join(map(str, options.seeds))
     conditions = (
         f"{dataset.num_train:,} images of {shape}, {options.images:,} seen by each run, seeds {seeds}. PCA with as "

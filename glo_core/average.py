@@ -1,7 +1,7 @@
 """Averaged decoder weights: an exponential moving average whose half-life is counted in images."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
@@ -27,6 +27,14 @@ class AveragedDecoder:
         half_life = min(self.half_life, RAMP_UP * images_seen)
         decay = 0.5 ** (images / half_life) if half_life > 0 else 0.0
         torch._foreach_lerp_(list(self.decoder.parameters()), list(decoder.parameters()), 1 - decay)
+        for mine, theirs in self._other_buffers(decoder):
+            mine.copy_(theirs)
+
+    def _other_buffers(self, decoder: nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Buffers that are no running statistics: what a user's decoder keeps beside its weights."""
+        for mine, theirs in zip(self.decoder.modules(), decoder.modules(), strict=True):
+            if not isinstance(mine, MaskedBatchNorm):
+                yield from zip(mine.buffers(recurse=False), theirs.buffers(recurse=False), strict=True)
 
     @torch.no_grad()
     def refresh_statistics(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], runtime: Runtime) -> None:

@@ -137,7 +137,9 @@ class Checkpoint:
         """The decoder with averaged weights, in eval mode, on the CPU."""
         decoder = decoder_of_record(read_json(self.part("decoder.json")))
         tensors = self.tensors("averaged")
-        decoder.to(next(iter(tensors.values())).dtype).load_state_dict(tensors)
+        decoder.to(next(value.dtype for value in tensors.values() if value.is_floating_point())).load_state_dict(
+            tensors
+        )
         return decoder.eval()
 
     def codes(self) -> tuple[Int64Array, np.ndarray[Any, Any]]:

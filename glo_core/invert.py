@@ -70,21 +70,21 @@ class Inverter:
     def codes(self, images: ImageSource, rows: Int64Array) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes `[b, dim]` of the images at `rows` (int64 `[b]`), and their mean squared errors in [-1, 1], `[b]`."""
         target = to_target(images.gather(rows).to(self.learned.device), self.learned.dtype)
-        starts = self._starts(images, rows)
-        scouted, losses = self._descend(starts.flatten(0, 1), target.repeat(len(starts), 1, 1, 1), _SCOUT_STEPS)
-        best = losses.view(len(starts), -1).argmin(0)
-        chosen = scouted.view_as(starts)[best, torch.arange(len(rows), device=best.device)]
+        # One start after the other: all at once would need as much more memory.
+        scouted = [self._descend(start, target, _SCOUT_STEPS) for start in self._starts(images, rows)]
+        codes, losses = (torch.stack(each) for each in zip(*scouted, strict=True))
+        chosen = codes[losses.argmin(0), torch.arange(len(rows), device=codes.device)]
         return self._descend(chosen, target, self.config.steps)
 
-    def _starts(self, images: ImageSource, rows: Int64Array) -> torch.Tensor:
-        """Start codes, `[starts, b, dim]`."""
+    def _starts(self, images: ImageSource, rows: Int64Array) -> list[torch.Tensor]:
+        """Start codes, `[b, dim]` each."""
         project = PROJECTIONS[self.code.projection]
         scores = self.start.codes(self.code, images, rows, self.config.seed)
         found = [regressed(scores, self.weights), self.learned.mean(0).expand(len(rows), -1)]
         for number in range(2, self.config.starts):
             chosen = mix64(key64("invert", self.config.seed, number), images.ids[rows]) % np.uint64(len(self.learned))
             found.append(self.learned[torch.from_numpy(chosen.astype(np.int64))])
-        return torch.stack([project(codes.to(self.learned)) for codes in found[: self.config.starts]])
+        return [project(codes.to(self.learned)) for codes in found[: self.config.starts]]
 
     def _descend(self, codes: torch.Tensor, target: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes and their losses after `steps` steps; a code that was better at its start stays there."""

@@ -74,11 +74,20 @@ def sharing_batch(decoder: nn.Module, live: torch.Tensor, runtime: Runtime) -> I
 
 def mask_batch_norms(module: nn.Module) -> nn.Module:
     """`module` with every batch norm of PyTorch replaced by one that is exact at every world size."""
+    return _masked(module, {})
+
+
+def _masked(module: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Module:
+    if module in known:  # One norm may stand in several places.
+        return known[module]
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         masked = MaskedBatchNorm(module.num_features, module.momentum or 0.1, module.eps)
         tensors = {name: value for name, value in module.state_dict().items() if name in masked.state_dict()}
         masked.load_state_dict(tensors, strict=False)
+        known[module] = masked.requires_grad_(module.affine)
         return masked
-    for name, child in module.named_children():
-        setattr(module, name, mask_batch_norms(child))
+    known[module] = module
+    for name, child in module._modules.items():
+        if child is not None:
+            module._modules[name] = _masked(child, known)
     return module

@@ -9,6 +9,9 @@ from glo_core.dataset import ImageSource
 from glo_core.runtime import Runtime
 from glo_core.start import chunks_of_rows
 
+_CHUNK = 512
+"""Images in memory at once."""
+
 
 class Pca:
     """A mean image and unit components.
@@ -71,5 +74,5 @@ def unit_pixels(images: torch.Tensor) -> torch.Tensor:
 
 
 def _unit_chunks(images: ImageSource, device: torch.device) -> Iterator[torch.Tensor]:
-    for rows in chunks_of_rows(images):
+    for rows in chunks_of_rows(images, _CHUNK):
         yield unit_pixels(images.gather(rows).to(device))

@@ -140,11 +140,11 @@ class Learner:
         live = torch.from_numpy(batch.live).to(device, self.dtype)
         target = to_target(batch.images.to(device, non_blocking=True), self.dtype)
         raw = codes.raw[places].requires_grad_()
-        with sharing_batch(self.decoder, live, self.runtime):
-            prediction = self.decoder(self._noisy(codes.project(raw), batch.rows, epoch))
-        losses = self.loss(prediction, target)
         self.optimizer.zero_grad(set_to_none=True)
-        (losses * live).sum().backward()
+        with sharing_batch(self.decoder, live, self.runtime):  # The backward pass may compute a norm anew.
+            prediction = self.decoder(self._noisy(codes.project(raw), batch.rows, epoch))
+            losses = self.loss(prediction, target)
+            (losses * live).sum().backward()
         gradient = self._step_decoder(rates.decoder)
         assert raw.grad is not None
         pulled = raw.grad + self.config.code.decay * raw.detach() if self.config.code.decay else raw.grad

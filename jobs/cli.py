@@ -153,7 +153,7 @@ class _RecipeLoader(yaml.SafeLoader):
     }
 
 
-_RecipeLoader.add_implicit_resolver(_INT, re.compile(r"[+-]?[0-9]+$"), list("+-0123456789"))
+_RecipeLoader.add_implicit_resolver(_INT, re.compile(r"[+-]?(?:0|[1-9][0-9]*)$"), list("+-0123456789"))
 
 
 def _read_recipe(path: Path, name: str) -> Values:
@@ -162,7 +162,7 @@ def _read_recipe(path: Path, name: str) -> Values:
         recipe = yaml.load(path.read_text(), _RecipeLoader)
     except FileNotFoundError:
         raise UserError(f"recipe={path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"recipe={path}: not valid YAML ({' '.join(str(error).split())[:160]})") from None
     if not isinstance(recipe, dict) or not all(isinstance(section, dict) for section in recipe.values()):
         raise UserError(f"recipe={path}: must hold sections ({', '.join(SECTIONS)}) of keys")

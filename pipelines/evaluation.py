@@ -18,6 +18,7 @@ import torch
 
 from glo_core.checkpoint import Checkpoint
 from glo_core.dataset import BlockImages, Dataset
+from glo_core.decoder import cost
 from glo_core.files import UserError, read_json, replacing
 from glo_core.grid import grid, in_rows
 from glo_core.hashing import Int64Array
@@ -35,7 +36,9 @@ from pipelines.stage import Input, identity_of, open_stage, run_id_of
 from pipelines.tracking import TrackingConfig
 
 _CHUNK = 256
-"""Images that a task inverts, or decodes, at once"""
+"""Images that a task decodes at once, and inverts at most"""
+_ACTIVATIONS = 1 << 27
+"""Values that inverting a chunk may hold for the backward pass: half a GiB"""
 _SHOWN = 32
 """Held-out images in the grid"""
 
@@ -206,7 +209,9 @@ def _measure(
         return figures, None
     weights = training.regression.solve(SingleProcess())
     config = InvertConfig(**{name: getattr(job, name) for name in InvertConfig.__dataclass_fields__})
-    chunks = np.array_split(np.arange(count), -(-count // _CHUNK))
+    taken = cost(checkpoint.decoder(), checkpoint.code_dim)
+    size = max(1, min(_CHUNK, _ACTIVATIONS // taken.activations)) if taken else _CHUNK // 4
+    chunks = np.array_split(np.arange(count), -(-count // size))
     parts = list(
         _results([held_out_quality.remote(subject, rows, kept_pca, kept_start, weights, config) for rows in chunks])
     )

@@ -1,6 +1,10 @@
 """A look at some images before there is a dataset: which resolution and how many channels suit them."""
 
+import contextlib
+import hashlib
+import heapq
 import io
+import itertools
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -13,6 +17,8 @@ from pipelines.sources import Source, list_files, no_file, place_of, read_file
 
 _LOOKS = 256
 """Images of a source that are looked at"""
+_CONTAINERS = 4
+"""Containers of a source that are opened for them"""
 _NEARLY = 1.15
 """An image of 28 px may become one of 32 px"""
 _LARGEST = 128
@@ -24,7 +30,7 @@ class Suited(NamedTuple):
     resolution: int
     """The largest power of two up to 1.15 times the median of the shorter sides, from 8 to 128"""
     channels: int
-    """1 where every image is stored in grey, else 3"""
+    """1 where every image looked at is stored in grey, else 3"""
 
 
 def suited(sources: Sequence[Source], tight_crop: int = 0) -> Suited:
@@ -49,19 +55,23 @@ def suited(sources: Sequence[Source], tight_crop: int = 0) -> Suited:
 
 
 def _some(source: Source) -> Iterator[bytes]:
-    """The bytes of some images of `source`, spread over the files that are listed first."""
-    files = next(iter(list_files(source)), None)
-    if files is None or not files.paths:
+    """The bytes of some images of `source`, whatever the order in which its files are listed."""
+    chosen: list[tuple[bytes, bytes]] = []
+    for files in list_files(source):
+        keys = ((hashlib.blake2b(path, digest_size=8).digest(), path) for path in files.paths)
+        chosen = heapq.nsmallest(_LOOKS, itertools.chain(chosen, keys))
+    if not chosen:
         raise no_file(source)
-    paths = sorted(files.paths)
-    for path in paths[:: -(-len(paths) // _LOOKS) or 1]:
-        try:
-            if is_container(path):
-                place = place_of(source.base, path)
-                members = list_members(place)
-                found = read_members(place, members.starts[:_LOOKS], members.lengths[:_LOOKS])
-                yield from (data for _, data in found if isinstance(data, bytes))
-            else:
+    paths = [path for _, path in chosen]
+    containers = [path for path in paths if is_container(path)][:_CONTAINERS]
+    for path in containers:
+        with contextlib.suppress(RejectedImageError):
+            place = place_of(source.base, path)
+            members = list_members(place)
+            step = -(-len(members.names) * _CONTAINERS // _LOOKS) or 1
+            found = read_members(place, members.starts[::step], members.lengths[::step])
+            yield from (data for _, data in found if isinstance(data, bytes))
+    for path in paths:
+        if not is_container(path):
+            with contextlib.suppress(RejectedImageError, ValueError):  # A line of a list that is no URI
                 yield read_file(source.base, path)
-        except (RejectedImageError, ValueError):
-            continue

@@ -33,6 +33,7 @@ from glo_core.files import UserError, read_json, write_bytes
 from glo_core.keeper import Intervals
 from glo_core.location import Location
 from glo_core.loop import Phase, train
+from glo_core.losses import make_loss
 from glo_core.step import TrainConfig
 from pipelines.desk import Desk, RayRuntime, following, stopping
 from pipelines.ledger import Ledger
@@ -187,6 +188,12 @@ def _figures(metrics: dict[str, Any]) -> str:
 
 
 def _completed(job: TrainJob, dataset: Dataset) -> TrainJob:
+    """`job` with a batch size and a code dimension: the run's own, or else by the rule for this dataset."""
+    record = job.run / "run.json"
+    if record.exists():
+        identity = read_json(record).get("identity", {})
+        code = dataclasses.replace(job.code, dim=job.code.dim or identity.get("code", {}).get("dim", 0))
+        job = dataclasses.replace(job, batch_size=job.batch_size or identity.get("batch_size", 0), code=code)
     config = completed(job, dataset.num_train, dataset.config.resolution)
     return dataclasses.replace(job, batch_size=config.batch_size, code=config.code)
 
@@ -196,9 +203,12 @@ def _shape(job: TrainJob, dataset: Dataset) -> Shape:
 
 
 def _check(job: TrainJob, dataset: Dataset) -> None:
+    """Refuse what cannot be trained, before anything records it."""
+    if not dataset.num_train:
+        raise UserError(f"{job.dataset}: has no training image; preprocess a folder that has some")
     try:
-        job.decoder.widths(dataset.config.resolution)
-        job.pyramid.depth(dataset.config.resolution)
+        make_decoder(job.decoder, **_shape(job, dataset)._asdict())
+        make_loss(job.loss, job.pyramid, job.perceptual_network, dataset.config.resolution, torch.device("cpu"))
     except ValueError as error:
         raise UserError(f"{job.dataset}: {error}") from None
     lanes = order.num_lanes(dataset.config.code_shards, job.batch_size)
@@ -254,7 +264,9 @@ def _phase(stage: Stage, job: TrainJob, dataset: Dataset) -> tuple[Phase | None,
     finished = stage.done is not None and stage.done["phase"] == len(phases) - 1
     begun = phases[-1]["target"] if phases and not finished else 0
     target = job.images or begun or images_to_see(dataset.num_train)
-    if begun == target:
+    if finished and not job.images and phases[-1]["snapshot"] != dataset.digest:
+        target = max(target, seen + dataset.num_train)  # New images are seen too, an epoch at least.
+    if begun and begun == target:
         last = phases[-1]
         dataset.at(last["snapshot"])
     elif seen < target:

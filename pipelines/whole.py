@@ -44,8 +44,9 @@ def run_pipeline(job: PipelineJob) -> None:
         done = run_training(TrainJob(dataset=dataset, run=run, **_fields(job.train), **tracking))
         fit_prior(FitPriorJob(run=run, **_fields(job.fit_prior), **tracking))
         grids = render(RenderJob(run=run, **_fields(job.render), **tracking))
+        metrics = {key: done[key] for key in ("images_seen", "psnr", "pca_psnr")}
+        write_json(job.root / "metrics.json", metrics)
         measured = evaluate(EvaluateJob(run=run, **_fields(job.evaluate), **tracking))
-    metrics = {key: done[key] for key in ("images_seen", "psnr", "pca_psnr")}
     metrics |= {key: measured[key] for key in ("train", "held_out") if key in measured}
     write_json(job.root / "metrics.json", metrics)
     print(f"\nmetrics  {job.root / 'metrics.json'}: {json.dumps(metrics)}")

@@ -21,6 +21,7 @@ def losses() -> list[float]:
     config = glo.TrainConfig(
         batch_size=BATCH,
         precision="float64",
+        learning_rate=1e-3,
         code=glo.CodeConfig(dim=6),
         decoder=glo.DecoderConfig(filters=(16, 8)),
     )

@@ -122,8 +122,12 @@ class Mine(nn.Module):
         self.norm = nn.BatchNorm1d(8)
         self.second = nn.Linear(8, channels * resolution**2)
         self.made = (channels, resolution, resolution)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.calls: torch.Tensor
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.calls = self.calls + 1
         return self.second(torch.relu(self.norm(self.first(codes)))).unflatten(1, self.made).tanh()
 
 
@@ -147,6 +151,7 @@ def test_a_decoder_of_the_users_trains_is_kept_and_comes_back(tmp_path: Path) ->
     )
     trained = glo.train(config, images, glo.Phase(target=96), run=tmp_path)
     assert isinstance(trained.decoder.norm, MaskedBatchNorm)
+    assert trained.decoder.calls >= 6  # Buffers follow the decoder that trains.
     again = glo.Checkpoint.latest(tmp_path).decoder()
     codes = trained.table.codes()
     torch.testing.assert_close(again(codes), trained.decoder(codes), rtol=0, atol=0)

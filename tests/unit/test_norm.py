@@ -45,6 +45,14 @@ def test_the_batch_norms_of_any_module_become_exact_and_compute_the_same() -> No
     torch.testing.assert_close(exact(x), expected)
 
 
+def test_a_norm_without_weights_gets_none_and_one_in_two_places_stays_one() -> None:
+    norm, bare = nn.BatchNorm1d(3), nn.BatchNorm1d(3, affine=False)
+    exact = mask_batch_norms(nn.Sequential(norm, bare, nn.Sequential(norm)))
+    assert exact[0] is exact[2][0]
+    assert isinstance(exact[0], MaskedBatchNorm)
+    assert [parameter.requires_grad for parameter in exact.parameters()] == [True, True, False, False]
+
+
 def test_a_batch_is_shared_within_the_block_alone() -> None:
     norm = MaskedBatchNorm(4, momentum=0.1)
     with sharing_batch(norm, LIVE, SingleProcess()):
