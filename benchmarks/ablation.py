@@ -55,7 +55,8 @@ def variants() -> Iterator[Variant]:
         "dcgan": {"decoder.kind": "dcgan"},
         "residual": {"decoder.kind": "residual"},
         "residual, modulated": {"decoder.kind": "residual", "decoder.modulation": True},
-        "seed, kernel 3": {"decoder.kernel_size": 3},
+        "seed, kernel 5": {"decoder.kernel_size": 5},
+        "seed, half the width": {"decoder.filters": (128, 64, 32)},
     }
     for kind, changes in decoders.items():
         yield "decoder", kind, changes

@@ -19,7 +19,7 @@ from glo_core.defaults import completed
 
 DECODERS = {
     "seed": glo.DecoderConfig(),
-    "seed, kernel 3": glo.DecoderConfig(kernel_size=3),
+    "seed, kernel 5": glo.DecoderConfig(kernel_size=5),
     "dcgan": glo.DecoderConfig(kind="dcgan"),
     "residual": glo.DecoderConfig(kind="residual"),
     "residual, modulated": glo.DecoderConfig(kind="residual", modulation=True),

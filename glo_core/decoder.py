@@ -20,7 +20,10 @@ from glo_core.files import UserError
 from glo_core.norm import MaskedBatchNorm, mask_batch_norms
 from glo_core.residual import ResidualDecoder
 
-_SEED_WIDTHS = (256, 128, 64, 64, 32, 16, 8, 8)
+_WIDTH_PER_PIXEL = 8
+"""Channels at 4 px over the resolution, where no filters are given"""
+_WIDEST, _NARROWEST = 512, 16
+"""Channels of a layer at most and at least, where no filters are given"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +33,8 @@ class DecoderConfig(Config):
     kind: str = "seed"
     """seed, dcgan, residual, or your own: package.module:Class, called with code_dim, resolution and channels"""
     filters: tuple[int, ...] = ()
-    """Channels at 4, 8, 16, ... px, one per doubling; empty for the kind's own"""
-    kernel_size: int = 5
+    """Channels at 4, 8, 16, ... px, one per doubling; empty for the rule's, see docs/training.md"""
+    kernel_size: int = 3
     """Side of the seed's transposed convolutions but for the first and the last"""
     batch_norm_momentum: float = 0.01
     """Weight of a new batch in the running statistics"""
@@ -56,17 +59,30 @@ class DecoderConfig(Config):
         Raises:
             ValueError: if `filters` is of another length than `resolution` needs.
         """
-        doublings = (resolution // 4).bit_length() - 1
-        if self.kind == "dcgan":
-            own = tuple(min(64 << (doublings - 1 - level), 1024) for level in range(doublings))
-        else:
-            own = _SEED_WIDTHS[:doublings]
-        widths = self.filters or own
+        doublings = _doublings(resolution)
+        widths = self.filters or self.own(resolution)
         if len(widths) != doublings:
             raise ValueError(
                 f"`decoder.filters` (={list(widths)}) must have {doublings} entries for images of {resolution} px"
             )
         return widths
+
+    def own(self, resolution: int) -> tuple[int, ...]:
+        """The rule's channels of each hidden layer; none for a decoder of the user's."""
+        levels = range(_doublings(resolution))
+        if self.kind not in KINDS:
+            return ()
+        if self.kind == "dcgan":
+            return tuple(min(64 << (len(levels) - 1 - level), 1024) for level in levels)
+        # Halved where the area is four times as large: every doubling takes as many operations.
+        first = min(_WIDTH_PER_PIXEL * resolution, _WIDEST)
+        if self.kind == "residual":  # It convolves twice where the other does once, and at the larger side.
+            first //= 2
+        return tuple(max(first >> level, _NARROWEST) for level in levels)
+
+
+def _doublings(resolution: int) -> int:
+    return (resolution // 4).bit_length() - 1
 
 
 class Shape(NamedTuple):
@@ -113,7 +129,7 @@ class TransposedDecoder(nn.Module):
 
     @classmethod
     def seed(cls, config: DecoderConfig, shape: Shape, seed: int) -> Self:
-        """The seed's: kernels of 5 (or `kernel_size`), the last of 3, Xavier's start."""
+        """The seed's: kernels of `kernel_size`, which it has at 5, the last of 3, Xavier's start."""
         decoder = cls(
             shape,
             config.widths(shape.resolution),
@@ -195,7 +211,8 @@ def _imported(kind: str, shape: Shape) -> nn.Module:
 def decoder_record(config: DecoderConfig, shape: Shape) -> dict[str, Any]:
     """What `decoder.json` says: all that makes a decoder of the same kind."""
     values = dataclasses.asdict(config)
-    return {"config": {**values, "filters": list(values["filters"])}, **shape._asdict()}
+    # Those in use, whatever the rule for them becomes.
+    return {"config": {**values, "filters": list(config.filters or config.own(shape.resolution))}, **shape._asdict()}
 
 
 def decoder_of_record(record: Mapping[str, Any]) -> nn.Module:

@@ -47,7 +47,7 @@ class TrainSettings(TrainConfig):
     """A recipe of training, its length, and how it is carried out."""
 
     images: int = 0
-    """Images to see in all, a larger number on a finished run trains on; 0 for 5,000 times the root of their number"""
+    """Images to see in all, a larger number on a finished run trains on; 0 for the rule's, see docs/training.md"""
     workers: int | str = 1
     """Ray Train workers, or a range such as 1:8 for as many as the cluster has room for while it
     grows and shrinks; the result does not depend on it"""
@@ -188,14 +188,16 @@ def _figures(metrics: dict[str, Any]) -> str:
 
 
 def _completed(job: TrainJob, dataset: Dataset) -> TrainJob:
-    """`job` with a batch size and a code dimension: the run's own, or else by the rule for this dataset."""
+    """`job` with a batch size, a code dimension and filters: the run's own, or else by the rule for this dataset."""
     record = job.run / "run.json"
     if record.exists():
         identity = read_json(record).get("identity", {})
         code = dataclasses.replace(job.code, dim=job.code.dim or identity.get("code", {}).get("dim", 0))
-        job = dataclasses.replace(job, batch_size=job.batch_size or identity.get("batch_size", 0), code=code)
-    config = completed(job, dataset.num_train, dataset.config.resolution)
-    return dataclasses.replace(job, batch_size=config.batch_size, code=config.code)
+        filters = job.decoder.filters or tuple(identity.get("decoder", {}).get("filters", ()))
+        decoder = dataclasses.replace(job.decoder, filters=filters)
+        batch_size = job.batch_size or identity.get("batch_size", 0)
+        job = dataclasses.replace(job, batch_size=batch_size, code=code, decoder=decoder)
+    return completed(job, dataset.num_train, dataset.config.resolution)
 
 
 def _shape(job: TrainJob, dataset: Dataset) -> Shape:

@@ -15,7 +15,8 @@ KINDS = [DecoderConfig(), DecoderConfig(kind="dcgan"), DecoderConfig(kind="resid
 
 
 def test_the_seeds_decoder_has_the_seeds_parameters() -> None:
-    decoder = make_decoder(DecoderConfig(), code_dim=100, resolution=128, channels=3)
+    config = DecoderConfig(filters=(256, 128, 64, 64, 32), kernel_size=5)
+    decoder = make_decoder(config, code_dim=100, resolution=128, channels=3)
     assert num_parameters(decoder) == 1_589_155
 
 
@@ -56,7 +57,7 @@ def test_modulation_lets_the_code_scale_each_norm() -> None:
     modulated = make_decoder(DecoderConfig(kind="residual", modulation=True), code_dim=5, resolution=16, channels=1)
     norms = 2 * 2 + 1  # Two blocks of two, and the last.
     more = num_parameters(modulated) - num_parameters(plain)
-    assert more == (5 + 1) * 2 * (256 + 256 + 256 + 128 + 128)
+    assert more == (5 + 1) * 2 * (64 + 64 + 64 + 32 + 32)
     assert sum("by_code.weight" in name for name, _ in modulated.named_parameters()) == norms
 
 

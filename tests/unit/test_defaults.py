@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 import glo_core as glo
@@ -22,9 +24,26 @@ def test_batch_and_dimension_follow_the_data(images: int, resolution: int, batch
 
 def test_what_was_said_is_kept() -> None:
     config = glo.TrainConfig(batch_size=24, seed=3, code=glo.CodeConfig(dim=7, start="random"))
-    assert completed(config, 60_000, 32) == config
+    assert dataclasses.replace(completed(config, 60_000, 32), decoder=config.decoder) == config
+    narrow = glo.TrainConfig(decoder=glo.DecoderConfig(filters=(8, 4, 2)))
+    assert completed(narrow, 60_000, 32).decoder == narrow.decoder
 
 
-@pytest.mark.parametrize(("images", "seen"), [(100, 50_000), (60_000, 1_224_745), (10**8, 10**8)])
+@pytest.mark.parametrize(("images", "seen"), [(100, 85_179), (60_000, 1_100_511), (10**8, 10**8)])
 def test_more_images_are_seen_longer_but_fewer_times(images: int, seen: int) -> None:
     assert images_to_see(images) == seen
+
+
+@pytest.mark.parametrize(
+    ("kind", "resolution", "filters"),
+    [
+        ("seed", 8, (64,)),
+        ("seed", 32, (256, 128, 64)),
+        ("seed", 64, (512, 256, 128, 64)),
+        ("seed", 256, (512, 256, 128, 64, 32, 16)),
+        ("residual", 64, (256, 128, 64, 32)),
+        ("dcgan", 64, (512, 256, 128, 64)),
+    ],
+)
+def test_widths_follow_the_resolution(kind: str, resolution: int, filters: tuple[int, ...]) -> None:
+    assert glo.DecoderConfig(kind=kind).widths(resolution) == filters
