@@ -20,6 +20,7 @@ from glo_core.keeper import AGREE_STEPS, Intervals, Keeper
 from glo_core.memory import keep_freed_memory
 from glo_core.meter import DivergedError, Meter
 from glo_core.metrics import pca_psnr, reconstruction_psnr
+from glo_core.pca import Pca
 from glo_core.render import decode_codes
 from glo_core.runtime import Metrics, Runtime, SingleProcess
 from glo_core.step import Learner, Rates, TrainConfig
@@ -147,13 +148,15 @@ def train(
             metrics={},
             finished=False,
         )
+    pca = Pca.fit(epochs.images, config.code.dim, runtime)
     metrics = {
         "psnr": reconstruction_psnr(learner.averaged.decoder, learner.table, epochs.images, runtime),
-        "pca_psnr": pca_psnr(epochs.images, config.code.dim, runtime),
+        "pca_psnr": pca_psnr(pca, epochs.images, runtime),
     }
     if runtime.rank == 0:
         runtime.report(position.images_seen, metrics)
         if run is not None:
+            pca.save(run / "metrics" / f"{position.images_seen}.safetensors")
             write_json(
                 run / "metrics" / f"{position.images_seen}.json",
                 {"format_version": 1, "images_seen": position.images_seen, **metrics},

@@ -59,9 +59,8 @@ def reconstruction_psnr(decoder: torch.nn.Module, table: Table, images: ImageSou
     return psnr(squared / max(count, 1))
 
 
-def pca_psnr(images: ImageSource, components: int, runtime: Runtime) -> float:
-    """PSNR in dB of the images of all ranks projected on their own leading principal components."""
-    pca = Pca.fit(images, components, runtime)
+def pca_psnr(pca: Pca, images: ImageSource, runtime: Runtime) -> float:
+    """PSNR in dB of the images of all ranks projected on principal components."""
     sums = torch.zeros(2, dtype=torch.float64, device=runtime.device)
     for rows in chunks_of_rows(images, _CHUNK):
         some = images.gather(rows).to(runtime.device)

@@ -1,11 +1,14 @@
 """Principal components of images at full resolution: what a linear decoder with as many dimensions would make."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Self
 
 import torch
+from safetensors.torch import save
 
 from glo_core.dataset import ImageSource
+from glo_core.files import read_tensors, write_bytes
 from glo_core.runtime import Runtime
 from glo_core.start import chunks_of_rows
 
@@ -60,6 +63,18 @@ class Pca:
             captured = leading
         runtime.broadcast(ritz)
         return cls(mean, ritz.float())
+
+    def save(self, path: Path) -> None:
+        write_bytes(path, save({"mean": self.mean.cpu(), "components": self.components.cpu().contiguous()}))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: if the file is missing or not whole.
+        """
+        return cls(**read_tensors(path))
 
     def reconstruct(self, images: torch.Tensor) -> torch.Tensor:
         """`images` uint8 `[n, H, W, C]` projected on the components and back, clamped to [0, 1], `[n, C, H, W]`."""

@@ -1,6 +1,6 @@
 """How good a run is: on its training images, and on held-out ones after inversion; PCA beside both.
 
-checkpoint, dataset -> PCA of the training images -> a Ray task per group of code shards: quality, regression
+checkpoint, dataset, the PCA that training kept -> a Ray task per group of code shards: quality, regression
 -> a Ray task per some held-out images: their codes, quality -> figures, a grid, the codes
 """
 
@@ -192,7 +192,9 @@ def _measure(
     job: EvaluateJob, subject: Subject, checkpoint: Checkpoint, dataset: Dataset
 ) -> tuple[dict[str, Any], OnHeldOut | None]:
     images = dataset.images()
-    pca = Pca.fit(images, checkpoint.code_dim, SingleProcess())
+    # What training kept of these images; a run that was stopped, or started at random, has not kept it.
+    kept = job.run / "metrics" / f"{checkpoint.position.images_seen}.safetensors"
+    pca = Pca.load(kept) if kept.exists() else Pca.fit(images, checkpoint.code_dim, SingleProcess())
     kept = job.run / "start.safetensors"
     start = PcaStart.load(kept) if kept.exists() else PcaStart.fit(images, checkpoint.code_dim, SingleProcess())
     kept_pca, kept_start = ray.put(pca), ray.put(start)

@@ -21,6 +21,7 @@ import jobs.train
 from glo_core import UserError
 from glo_core.dataset import Dataset
 from glo_core.files import locked
+from glo_core.pca import Pca
 from jobs.cli import parse
 from pipelines.training import TrainJob, run_training
 
@@ -137,6 +138,10 @@ def test_its_evaluation_measures_both_kinds_of_images(submitted: Submitted, mlfl
         return float((made - target).square().mean())
 
     assert error(torch.tensor(codes.column("code").to_pylist())) == pytest.approx(unseen["glo"]["mse"], rel=1e-4)
+    # The PCA that training kept of its own images is the one that both sides stand beside.
+    kept = Pca.load(run / "metrics" / "1958.safetensors")
+    linear = kept.reconstruct(manifest.gather(np.arange(len(manifest.ids))))
+    assert unseen["pca"]["mse"] == pytest.approx(float((linear - target).square().mean()), rel=1e-6)
     # Inversion begins with the mean code too.
     mean = torch.from_numpy(checkpoint.codes()[1]).mean(0, keepdim=True)
     assert unseen["glo"]["mse"] < error(torch.nn.functional.normalize(mean).expand(len(manifest.ids), -1))

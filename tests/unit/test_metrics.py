@@ -5,6 +5,7 @@ import torch
 from glo_core.dataset import TensorImages
 from glo_core.losses import ssim
 from glo_core.metrics import Quality, pca_psnr, psnr
+from glo_core.pca import Pca
 from glo_core.runtime import SingleProcess
 
 
@@ -24,7 +25,7 @@ def test_pca_psnr_is_that_of_an_exact_svd_clamped() -> None:
         _, _, components = np.linalg.svd(values - mean, full_matrices=False)
         projected = ((values - mean) @ components[:4].T @ components[:4] + mean).clip(0, 1)
         expected = psnr(float(((projected - values) ** 2).mean()))
-        assert abs(pca_psnr(source, 4, SingleProcess()) - expected) < 1e-3
+        assert abs(pca_psnr(Pca.fit(source, 4, SingleProcess()), source, SingleProcess()) - expected) < 1e-3
 
 
 def test_quality_merges_over_parts() -> None:
