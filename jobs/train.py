@@ -5,7 +5,8 @@ from typing import Any
 
 from glo_core.files import read_json
 from jobs.cli import main
-from pipelines.training import TrainJob, run_training
+from pipelines.settings import TrainJob
+from pipelines.training import run_training
 
 
 def recorded(values: dict[str, Any]) -> dict[str, Any]:

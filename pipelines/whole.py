@@ -16,8 +16,9 @@ from pipelines.fit_prior import FitPriorJob, fit_prior
 from pipelines.ingest import PreprocessJob, preprocess
 from pipelines.rendering import RenderConfig, RenderJob, render
 from pipelines.session import ray_session
+from pipelines.settings import TrainJob, TrainSettings
 from pipelines.tracking import TrackingConfig, tracking_uri
-from pipelines.training import TrainJob, TrainSettings, run_training
+from pipelines.training import run_training
 
 
 @dataclass(frozen=True, kw_only=True)

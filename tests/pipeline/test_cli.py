@@ -10,7 +10,7 @@ from glo_core.files import UserError
 from glo_core.location import Location
 from jobs.cli import main, parse
 from pipelines.ingest import PreprocessJob
-from pipelines.training import TrainJob
+from pipelines.settings import TrainJob
 from pipelines.whole import PipelineJob
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,5 +1,6 @@
 """How long a training is to be where nobody said it: for a new run, an interrupted one, one whose dataset has grown."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,14 +9,16 @@ import pytest
 import torch
 
 import glo_core as glo
-from pipelines import training
-from pipelines.training import TrainJob, _check, _completed, _phase
+from pipelines import phases
+from pipelines.phases import complete, next_phase
+from pipelines.settings import TrainJob
+from pipelines.training import _check
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that has seen 96 images, where the rule wants 96."""
-    monkeypatch.setattr(training, "images_to_see", lambda _: 96)
+    monkeypatch.setattr(phases, "images_to_see", lambda _: 96)
     images = glo.TensorImages(torch.randint(0, 256, (48, 8, 8, 1), dtype=torch.uint8))
     config = glo.TrainConfig(batch_size=16, code=glo.CodeConfig(dim=3), decoder=glo.DecoderConfig(filters=(4,)))
     glo.train(config, images, glo.Phase(target=96), run=tmp_path / "run")
@@ -26,7 +29,7 @@ def target(run: Path, *, digest: str, finished: bool, begun: int = 96, images: i
     record = {"phases": [{"start": 0, "target": begun, "snapshot": "old"}]}
     stage: Any = SimpleNamespace(record=record, done={"phase": 0} if finished else None)
     dataset: Any = SimpleNamespace(num_train=50, digest=digest, at=lambda _: None)
-    phase, _ = _phase(stage, TrainJob(dataset="/d", run=run, images=images), dataset)
+    phase, _ = next_phase(stage, TrainJob(dataset="/d", run=run, images=images), dataset)
     return phase and phase.target
 
 
@@ -47,12 +50,13 @@ def test_what_is_asked_for_wins(run: Path) -> None:
 
 
 def test_the_rules_choice_stays_when_the_dataset_grows(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text('{"identity": {"batch_size": 16, "code": {"dim": 24}}}')
+    identity = {"batch_size": 16, "code": {"dim": 24}, "decoder": {"filters": [32, 16, 8, 8]}}
+    (tmp_path / "run.json").write_text(json.dumps({"identity": identity}))
     dataset: Any = SimpleNamespace(num_train=10**6, config=SimpleNamespace(resolution=64))
-    job = _completed(TrainJob(dataset="/d", run=tmp_path), dataset)
-    assert (job.batch_size, job.code.dim) == (16, 24)
-    new = _completed(TrainJob(dataset="/d", run=tmp_path / "other"), dataset)
-    assert (new.batch_size, new.code.dim) == (256, 64)
+    job = complete(TrainJob(dataset="/d", run=tmp_path), dataset)
+    assert (job.batch_size, job.code.dim, job.decoder.filters) == (16, 24, (32, 16, 8, 8))
+    new = complete(TrainJob(dataset="/d", run=tmp_path / "other"), dataset)
+    assert (new.batch_size, new.code.dim, new.decoder.filters) == (256, 64, (512, 256, 128, 64))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ from glo_core.dataset import Dataset
 from glo_core.files import locked
 from glo_core.pca import Pca
 from jobs.cli import parse
-from pipelines.training import TrainJob, run_training
+from pipelines.settings import TrainJob
+from pipelines.training import run_training
 
 from .conftest import ROOT, Head, write_images
 

@@ -15,7 +15,8 @@ from glo_core import Checkpoint, UserError
 from glo_core.checkpoint import committed
 from jobs.cli import parse
 from pipelines.ingest import PreprocessJob, preprocess
-from pipelines.training import TrainJob, run_training
+from pipelines.settings import TrainJob
+from pipelines.training import run_training
 
 from .conftest import ROOT, Head, write_images
 
