@@ -65,6 +65,7 @@ def variants() -> Iterator[Variant]:
     for noise in (0.05, 0.2):
         yield "code noise", f"{noise:g}", {"code.noise": noise}
     yield "averaging", "none", {"average_half_life": 0.0}
+    yield "mirroring", "8 dimensions", {"code.mirrored": 8}
 
 
 def changed(config: glo.TrainConfig, changes: dict[str, Any]) -> glo.TrainConfig:

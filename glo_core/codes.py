@@ -40,6 +40,9 @@ class CodeConfig(Config):
     """Weight of half the squared norm of a raw code beside its image's loss"""
     noise: float = 0.0
     """Root mean square norm of Gaussian noise on each code in training, new every epoch; codes have norm 1 at most"""
+    mirrored: int = 0
+    """Last dimensions of each code that change sign where its image is mirrored: half of the visits train the mirror
+    image so; 0 mirrors none"""
 
     def __post_init__(self) -> None:
         if self.dim < 0:
@@ -48,6 +51,8 @@ class CodeConfig(Config):
             raise ValueError(f"`code.learning_rate` (={self.learning_rate}) must be at least 0")
         if not self.start_scale > 0:
             raise ValueError(f"`code.start_scale` (={self.start_scale}) must be above 0")
+        if not 0 <= self.mirrored <= (self.dim or self.mirrored):
+            raise ValueError(f"`code.mirrored` (={self.mirrored}) must be at least 0 and at most dim ({self.dim})")
         for name in ("decay", "noise"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`code.{name}` (={getattr(self, name)}) must be at least 0")

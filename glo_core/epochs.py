@@ -140,7 +140,7 @@ def _pca_start(config: TrainConfig, images: ImageSource, runtime: Runtime, run: 
     # All ranks must take the same branch: rank 0 decides.
     if kept is not None and runtime.gather(kept.exists())[0]:
         return PcaStart.load(kept)
-    start = PcaStart.fit(images, config.code.dim, runtime)
+    start = PcaStart.fit(images, config.code.dim, runtime, mirrored=config.code.mirrored)
     if kept is not None and runtime.rank == 0:
         write_bytes(kept, start.to_bytes())
     return start

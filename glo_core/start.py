@@ -56,8 +56,13 @@ class PcaStart:
         self.mean, self.components, self.scale, self.radius = mean, components, scale, radius
 
     @classmethod
-    def fit(cls, images: ImageSource, dim: int, runtime: Runtime) -> Self:
-        """One pass over the images of all ranks for the covariance, a second for the norms of the scores."""
+    def fit(cls, images: ImageSource, dim: int, runtime: Runtime, *, mirrored: int = 0) -> Self:
+        """One pass over the images of all ranks for the covariance, a second for the norms of the scores.
+
+        Args:
+            mirrored: as `CodeConfig.mirrored`. The covariance is then that of all images and their mirror images; it
+                has even and odd eigenvectors, and the odd ones, whose scores change sign with the image, come last.
+        """
         pixels = min(images.resolution, PCA_SIDE) ** 2 * images.channels
         device = runtime.device
         count = torch.tensor(float(len(images.ids)), dtype=torch.float64, device=device)
@@ -69,15 +74,25 @@ class PcaStart:
             products.addmm_(chunk.T, chunk)
         for sums in (count, total, products):
             runtime.all_sum(sums)
-        mean = total / count
-        variances, vectors = torch.linalg.eigh(products / count - torch.outer(mean, mean))
-        variances, vectors = variances.flip(0)[:dim].clamp_min(0), vectors.flip(1)[:, :dim]
-        live = variances > variances[0] * 1e-10
-        # An eigenvector's sign is arbitrary: make its largest entry positive.
-        signs = torch.sign(vectors.gather(0, vectors.abs().argmax(0, keepdim=True)))
+        mean, products = total / count, products / count
+        parts = [(0, dim, products - torch.outer(mean, mean))]
+        if mirrored:
+            side = min(images.resolution, PCA_SIDE)
+            mirror = torch.arange(pixels, device=device).view(side, side, -1).flip(1).flatten()
+            mean, products = (mean + mean[mirror]) / 2, (products + products[mirror][:, mirror]) / 2
+            covariance = products - torch.outer(mean, mean)
+            even, odd = (covariance + covariance[:, mirror]) / 2, (covariance - covariance[:, mirror]) / 2
+            parts = [(dim - mirrored, mirrored, odd)]
+            parts += [(0, dim - mirrored, even)] if mirrored < dim else []
         components = torch.zeros(pixels, dim, dtype=torch.float64, device=device)
-        components[:, : len(variances)] = vectors * signs * live
-        scale = variances.sum().sqrt().clamp_min(1e-12)
+        found = [(first, *_leading(covariance, width)) for first, width, covariance in parts]
+        largest = torch.stack([variances[0] for _, variances, _ in found]).max()
+        for first, variances, vectors in found:
+            live = variances > largest * 1e-10
+            # An eigenvector's sign is arbitrary: make its largest entry positive.
+            signs = torch.sign(vectors.gather(0, vectors.abs().argmax(0, keepdim=True)))
+            components[:, first : first + len(variances)] = vectors * signs * live
+        scale = torch.stack([variances.sum() for _, variances, _ in found]).sum().sqrt().clamp_min(1e-12)
         for tensor in (components, scale):
             runtime.broadcast(tensor)  # Ranks on other hardware may round the eigenvectors otherwise.
         start = cls(mean.cpu(), components.cpu(), scale.cpu(), torch.ones(()).double())
@@ -115,6 +130,12 @@ class PcaStart:
     @classmethod
     def load(cls, path: Path) -> Self:
         return cls(**read_tensors(path))
+
+
+def _leading(covariance: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` largest eigenvalues, falling, `[<= count]`, and their unit eigenvectors `[n, <= count]`."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return values.flip(0)[:count].clamp_min(0), vectors.flip(1)[:, :count]
 
 
 def chunks_of_rows(images: ImageSource, size: int = CHUNK) -> Iterator[Int64Array]:

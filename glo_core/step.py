@@ -128,7 +128,7 @@ class Learner:
 
         Args:
             rates: multiply the learning rates, from the schedules.
-            epoch: with the seed and an image's id it decides the noise on the image's code.
+            epoch: with the seed and an image's id it decides the noise on the image's code, and whether it is mirrored.
 
         Returns:
             This rank's sums over live images of: loss, squared error of the clamped image on [0, 1] per pixel,
@@ -139,10 +139,14 @@ class Learner:
         places, codes = self.table.bring(batch.rows), self.table.held
         live = torch.from_numpy(batch.live).to(device, self.dtype)
         target = to_target(batch.images.to(device, non_blocking=True), self.dtype)
+        signs = self._signs(batch.rows, epoch)
+        if signs is not None:
+            target = torch.where(signs[:, -1:, None, None] < 0, target.flip(3), target)
         raw = codes.raw[places].requires_grad_()
         self.optimizer.zero_grad(set_to_none=True)
         with sharing_batch(self.decoder, live, self.runtime):  # The backward pass may compute a norm anew.
-            prediction = self.decoder(self._noisy(codes.project(raw), batch.rows, epoch))
+            projected = self._noisy(codes.project(raw), batch.rows, epoch)
+            prediction = self.decoder(projected if signs is None else projected * signs)
             losses = self.loss(prediction, target)
             (losses * live).sum().backward()
         gradient = self._step_decoder(rates.decoder)
@@ -164,6 +168,16 @@ class Learner:
         key = key64("noise", self.config.seed, epoch)
         noise = torch.from_numpy(normal(key, mix64(key, self.table.ids[rows]).view(np.int64), config.dim))
         return PROJECTIONS[config.projection](codes + config.noise / config.dim**0.5 * noise.to(codes))
+
+    def _signs(self, rows: Int64Array, epoch: int) -> torch.Tensor | None:
+        """Factors of the codes `[b, dim]`: -1 in the last dimensions of half of `rows`, another half each epoch."""
+        config = self.config.code
+        if not config.mirrored:
+            return None
+        flipped = mix64(key64("mirror", self.config.seed, epoch), self.table.ids[rows]) >> np.uint64(63) == 1
+        signs = torch.ones(len(rows), config.dim, dtype=self.dtype)
+        signs[flipped, -config.mirrored :] = -1
+        return signs.to(self.runtime.device)
 
     def _step_decoder(self, rate_factor: float) -> torch.Tensor:
         gradients = [p.grad for p in self.decoder.parameters() if p.grad is not None]

@@ -353,6 +353,21 @@ def test_while_codes_go_first_the_decoder_stays(blobs: torch.Tensor) -> None:
     assert (alone.table.raw - untouched).norm(dim=1).min() > 0
 
 
+def test_negating_the_last_dimensions_mirrors_the_image(blobs: torch.Tensor) -> None:
+    config = dataclasses.replace(CONFIG, code=dataclasses.replace(CONFIG.code, mirrored=2))
+    images = glo.TensorImages(blobs)
+    trained = glo.train(config, images, glo.Phase(target=60 * len(blobs)))
+    codes = trained.table.codes()
+    assert codes.shape[1] > 2
+    target = to_target(images.gather(np.arange(len(blobs))), torch.float32)
+    negated = torch.cat([codes[:, :-2], -codes[:, -2:]], dim=1)
+    with torch.no_grad():
+        same, mirror = trained.decoder(codes), trained.decoder(negated)
+    error = (same - target).square().mean()
+    assert (mirror - target.flip(3)).square().mean() < 1.2 * error
+    assert (mirror - target).square().mean() > 3 * error
+
+
 def test_noise_is_new_every_epoch_and_leaves_the_codes_where_they_project(blobs: torch.Tensor) -> None:
     images = glo.TensorImages(blobs)
     noisy = dataclasses.replace(CONFIG, code=dataclasses.replace(CONFIG.code, noise=0.5))
