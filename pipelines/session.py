@@ -15,7 +15,7 @@ def ray_session() -> Iterator[None]:
     """Connect to Ray; a session that is already there is used and left alone.
 
     Raises:
-        UserError: if RAY_ADDRESS names a cluster that does not answer.
+        UserError: if RAY_ADDRESS names a cluster that does not answer, or Ray does not start here.
     """
     if ray.is_initialized():
         yield
@@ -28,14 +28,14 @@ def ray_session() -> Iterator[None]:
             # Without a dashboard, Ray Train's housekeeping would complain every second on the job's own output; what
             # workers print is in Ray's session directory.
             ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        line = str(error).splitlines()[0]
+    except Exception as error:  # A start that takes too long is no more than that to Ray.
+        line = (str(error).splitlines() or [type(error).__name__])[0]
         if address:
             raise UserError(
                 f"RAY_ADDRESS={address}: no Ray cluster answers there ({line}); start one, or unset "
                 "RAY_ADDRESS to run on this machine"
             ) from None
-        raise UserError(f"Ray does not start on this machine: {line}") from None
+        raise UserError(f"Ray does not start on this machine: {line}; if it is busy with other work, try again later") from None
     try:
         yield
     finally:
