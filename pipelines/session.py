@@ -35,7 +35,9 @@ def ray_session() -> Iterator[None]:
                 f"RAY_ADDRESS={address}: no Ray cluster answers there ({line}); start one, or unset "
                 "RAY_ADDRESS to run on this machine"
             ) from None
-        raise UserError(f"Ray does not start on this machine: {line}; if it is busy with other work, try again later") from None
+        raise UserError(
+            f"Ray does not start on this machine: {line}; if it is busy with other work, try again later"
+        ) from None
     try:
         yield
     finally:
