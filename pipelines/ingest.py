@@ -27,9 +27,10 @@ from pipelines.block import Contents, decode_block
 from pipelines.commit import Earlier, commit
 from pipelines.known import ids_to_retry
 from pipelines.lease import writing
+from pipelines.listing import Survey
 from pipelines.manifest import part_name, part_names
 from pipelines.peek import Suited, suited
-from pipelines.plan import Plan, Survey, make_plan, pending_plan
+from pipelines.plan import Plan, make_plan, pending_plan
 from pipelines.removal import remove_images
 from pipelines.session import ray_session
 from pipelines.sources import Source, find_sources

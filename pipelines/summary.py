@@ -12,8 +12,8 @@ from glo_core.blocks import DatasetConfig, open_block
 from glo_core.decode import UInt8Array
 from glo_core.grid import grid, in_rows
 from glo_core.location import Location
+from pipelines.listing import Survey, shown
 from pipelines.manifest import read_parts
-from pipelines.plan import Survey, shown
 from pipelines.tracking import Tracker
 
 SHEET_COLUMNS, SHEET_ROWS = 12, 6
