@@ -44,7 +44,7 @@ def variants() -> Iterator[Variant]:
         yield "loss", loss, {"loss": loss}
     yield "start", "random", {"code.start": "random"}
     yield "projection", "ball", {"code.projection": "ball"}
-    for optimizer, rates in {"adam": (1e-3, 2e-2, 1e-1), "adagrad": (5e-2,), "sgd": (1e-1, 1.0)}.items():
+    for optimizer, rates in {"adam": (1e-3, 5e-3, 1e-1), "adagrad": (5e-2,), "sgd": (1e-1, 1.0)}.items():
         for rate in rates:
             yield "code optimizer", f"{optimizer}, {rate:g}", {"code.optimizer": optimizer, "code.learning_rate": rate}
     for rate in (5e-4, 4e-3):

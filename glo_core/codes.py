@@ -28,7 +28,7 @@ class CodeConfig(Config):
     """Unit sphere in the forward pass (seed), or unit ball after each update (paper)"""
     optimizer: Literal["adam", "adagrad", "sgd"] = "adam"
     """Row by row: Adam with each row's own count, Adagrad with one scalar per row, or plain gradient descent"""
-    learning_rate: float = 5e-3
+    learning_rate: float = 2e-2
     """The optimizer's step size for codes at the schedule's peak"""
     schedule: Literal["same", "cosine", "constant", "step"] = "same"
     """Of the codes' learning rate: the decoder's, or one of its own"""

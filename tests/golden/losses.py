@@ -22,8 +22,8 @@ def losses() -> list[float]:
         batch_size=BATCH,
         precision="float64",
         learning_rate=1e-3,
-        code=glo.CodeConfig(dim=6),
-        decoder=glo.DecoderConfig(filters=(16, 8)),
+        code=glo.CodeConfig(dim=6, learning_rate=5e-3),
+        decoder=glo.DecoderConfig(filters=(16, 8), kernel_size=5),
     )
     found: list[float] = []
 
