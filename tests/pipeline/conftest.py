@@ -87,10 +87,11 @@ class Head:
 def head() -> Iterator[Head]:
     # Ray's Unix sockets allow 107 bytes: a short directory of its own.
     scratch = Path(tempfile.mkdtemp(prefix="glo", dir="/tmp"))
-    port, dashboard = free_port(), free_port()
+    port, dashboard, agent = free_port(), free_port(), free_port()
     command = ["start", "--head", "--block", "--num-cpus=2", f"--port={port}", f"--dashboard-port={dashboard}",
                "--dashboard-host=127.0.0.1", "--include-dashboard=true", f"--temp-dir={scratch}",
-               "--node-ip-address=127.0.0.1"]  # fmt: skip
+               "--node-ip-address=127.0.0.1",
+               f"--dashboard-agent-listen-port={agent}"]  # fmt: skip  # Another Ray here has the usual one.
     with (scratch / "head.log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-m", "ray.scripts.scripts", *command], stdout=log, stderr=log)
     try:
