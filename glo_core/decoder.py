@@ -20,7 +20,7 @@ from glo_core.files import UserError
 from glo_core.norm import MaskedBatchNorm, mask_batch_norms
 from glo_core.residual import ResidualDecoder
 
-_WIDTH_PER_PIXEL = 8
+_WIDTH_PER_PIXEL = 12
 """Channels at 4 px over the resolution, where no filters are given"""
 _WIDEST, _NARROWEST = 512, 16
 """Channels of a layer at most and at least, where no filters are given"""

@@ -37,8 +37,8 @@ def test_more_images_are_seen_longer_but_fewer_times(images: int, seen: int) -> 
 @pytest.mark.parametrize(
     ("kind", "resolution", "filters"),
     [
-        ("seed", 8, (64,)),
-        ("seed", 32, (256, 128, 64)),
+        ("seed", 8, (96,)),
+        ("seed", 32, (384, 192, 96)),
         ("seed", 64, (512, 256, 128, 64)),
         ("seed", 256, (512, 256, 128, 64, 32, 16)),
         ("residual", 64, (256, 128, 64, 32)),
