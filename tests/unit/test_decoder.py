@@ -53,8 +53,9 @@ def test_every_kind_decodes_every_shape_and_learns_from_every_weight(
 
 
 def test_modulation_lets_the_code_scale_each_norm() -> None:
-    plain = make_decoder(DecoderConfig(kind="residual"), code_dim=5, resolution=16, channels=1)
-    modulated = make_decoder(DecoderConfig(kind="residual", modulation=True), code_dim=5, resolution=16, channels=1)
+    config = DecoderConfig(kind="residual", filters=(64, 32))
+    plain = make_decoder(config, code_dim=5, resolution=16, channels=1)
+    modulated = make_decoder(dataclasses.replace(config, modulation=True), code_dim=5, resolution=16, channels=1)
     norms = 2 * 2 + 1  # Two blocks of two, and the last.
     more = num_parameters(modulated) - num_parameters(plain)
     assert more == (5 + 1) * 2 * (64 + 64 + 64 + 32 + 32)
