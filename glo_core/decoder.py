@@ -24,6 +24,8 @@ _WIDTH_PER_PIXEL = 12
 """Channels at 4 px over the resolution, where no filters are given"""
 _WIDEST, _NARROWEST = 512, 16
 """Channels of a layer at most and at least, where no filters are given"""
+_BEFORE_THE_RULE = (256, 128, 64, 64, 32, 16, 8, 8)
+"""Channels at 4, 8, ... px of decoders whose record has no filters"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +220,8 @@ def decoder_record(config: DecoderConfig, shape: Shape) -> dict[str, Any]:
 def decoder_of_record(record: Mapping[str, Any]) -> nn.Module:
     """The decoder that `decoder.json` describes, in its initial state."""
     config = DecoderConfig(**{**record["config"], "filters": tuple(record["config"]["filters"])})
+    if config.kind in ("seed", "residual") and not config.filters:  # Before the rule, which names what it chose.
+        config = dataclasses.replace(config, filters=_BEFORE_THE_RULE[: _doublings(record["resolution"])])
     return make_decoder(config, **{name: record[name] for name in Shape._fields})
 
 

@@ -63,7 +63,8 @@ class PcaStart:
             mirrored: as `CodeConfig.mirrored`. The covariance is then that of all images and their mirror images; it
                 has even and odd eigenvectors, and the odd ones, whose scores change sign with the image, come last.
         """
-        pixels = min(images.resolution, PCA_SIDE) ** 2 * images.channels
+        side = min(images.resolution, PCA_SIDE)
+        pixels = side**2 * images.channels
         device = runtime.device
         count = torch.tensor(float(len(images.ids)), dtype=torch.float64, device=device)
         total = torch.zeros(pixels, dtype=torch.float64, device=device)
@@ -74,25 +75,8 @@ class PcaStart:
             products.addmm_(chunk.T, chunk)
         for sums in (count, total, products):
             runtime.all_sum(sums)
-        mean, products = total / count, products / count
-        parts = [(0, dim, products - torch.outer(mean, mean))]
-        if mirrored:
-            side = min(images.resolution, PCA_SIDE)
-            mirror = torch.arange(pixels, device=device).view(side, side, -1).flip(1).flatten()
-            mean, products = (mean + mean[mirror]) / 2, (products + products[mirror][:, mirror]) / 2
-            covariance = products - torch.outer(mean, mean)
-            even, odd = (covariance + covariance[:, mirror]) / 2, (covariance - covariance[:, mirror]) / 2
-            parts = [(dim - mirrored, mirrored, odd)]
-            parts += [(0, dim - mirrored, even)] if mirrored < dim else []
-        components = torch.zeros(pixels, dim, dtype=torch.float64, device=device)
-        found = [(first, *_leading(covariance, width)) for first, width, covariance in parts]
-        largest = torch.stack([variances[0] for _, variances, _ in found]).max()
-        for first, variances, vectors in found:
-            live = variances > largest * 1e-10
-            # An eigenvector's sign is arbitrary: make its largest entry positive.
-            signs = torch.sign(vectors.gather(0, vectors.abs().argmax(0, keepdim=True)))
-            components[:, first : first + len(variances)] = vectors * signs * live
-        scale = torch.stack([variances.sum() for _, variances, _ in found]).sum().sqrt().clamp_min(1e-12)
+        mirror = torch.arange(pixels, device=device).view(side, side, -1).flip(1).flatten()
+        mean, components, scale = _principal(total / count, products / count, dim, mirrored, mirror)
         for tensor in (components, scale):
             runtime.broadcast(tensor)  # Ranks on other hardware may round the eigenvectors otherwise.
         start = cls(mean.cpu(), components.cpu(), scale.cpu(), torch.ones(()).double())
@@ -130,6 +114,37 @@ class PcaStart:
     @classmethod
     def load(cls, path: Path) -> Self:
         return cls(**read_tensors(path))
+
+
+def _principal(
+    mean: torch.Tensor, moment: torch.Tensor, dim: int, mirrored: int, mirror: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mean `[pixels]`, components `[pixels, dim]` and scale `[]`, as `PcaStart` holds them.
+
+    Args:
+        mean: of the images, float64 `[pixels]`.
+        moment: their second moments, float64 `[pixels, pixels]`.
+        dim: columns of the components.
+        mirrored: how many of them, the last, change sign with the mirror image; 0 takes the images as they are.
+        mirror: places of the pixels in the mirror image, int64 `[pixels]`.
+    """
+    parts = [(0, dim, moment - torch.outer(mean, mean))]
+    if mirrored:
+        mean, moment = (mean + mean[mirror]) / 2, (moment + moment[mirror][:, mirror]) / 2
+        covariance = moment - torch.outer(mean, mean)
+        even, odd = (covariance + covariance[:, mirror]) / 2, (covariance - covariance[:, mirror]) / 2
+        parts = [(dim - mirrored, mirrored, odd)]
+        parts += [(0, dim - mirrored, even)] if mirrored < dim else []
+    components = mean.new_zeros(len(mean), dim)
+    found = [(first, *_leading(covariance, width)) for first, width, covariance in parts]
+    largest = torch.stack([variances[0] for _, variances, _ in found]).max()
+    for first, variances, vectors in found:
+        live = variances > largest * 1e-10
+        # An eigenvector's sign is arbitrary: make its largest entry positive.
+        signs = torch.sign(vectors.gather(0, vectors.abs().argmax(0, keepdim=True)))
+        components[:, first : first + len(variances)] = vectors * signs * live
+    scale = torch.stack([variances.sum() for _, variances, _ in found]).sum().sqrt().clamp_min(1e-12)
+    return mean, components, scale
 
 
 def _leading(covariance: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

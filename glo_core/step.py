@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from glo_core.average import AveragedDecoder
-from glo_core.codes import PROJECTIONS, CodeConfig, Table
+from glo_core.codes import PROJECTIONS, CodeConfig, Table, mirror_signs
 from glo_core.config import Config
 from glo_core.dataset import ImageSource
 from glo_core.decoder import DecoderConfig, Shape, make_decoder
@@ -139,7 +139,9 @@ class Learner:
         places, codes = self.table.bring(batch.rows), self.table.held
         live = torch.from_numpy(batch.live).to(device, self.dtype)
         target = to_target(batch.images.to(device, non_blocking=True), self.dtype)
-        signs = self._signs(batch.rows, epoch)
+        signs = mirror_signs(self.config.code, self.config.seed, self.table.ids[batch.rows], epoch)
+        if signs is not None:
+            signs = signs.to(device, self.dtype)
         if signs is not None:
             target = torch.where(signs[:, -1:, None, None] < 0, target.flip(3), target)
         raw = codes.raw[places].requires_grad_()
@@ -168,16 +170,6 @@ class Learner:
         key = key64("noise", self.config.seed, epoch)
         noise = torch.from_numpy(normal(key, mix64(key, self.table.ids[rows]).view(np.int64), config.dim))
         return PROJECTIONS[config.projection](codes + config.noise / config.dim**0.5 * noise.to(codes))
-
-    def _signs(self, rows: Int64Array, epoch: int) -> torch.Tensor | None:
-        """Factors of the codes `[b, dim]`: -1 in the last dimensions of half of `rows`, another half each epoch."""
-        config = self.config.code
-        if not config.mirrored:
-            return None
-        flipped = mix64(key64("mirror", self.config.seed, epoch), self.table.ids[rows]) >> np.uint64(63) == 1
-        signs = torch.ones(len(rows), config.dim, dtype=self.dtype)
-        signs[flipped, -config.mirrored :] = -1
-        return signs.to(self.runtime.device)
 
     def _step_decoder(self, rate_factor: float) -> torch.Tensor:
         gradients = [p.grad for p in self.decoder.parameters() if p.grad is not None]

@@ -192,11 +192,11 @@ def _measure(
     job: EvaluateJob, subject: Subject, checkpoint: Checkpoint, dataset: Dataset
 ) -> tuple[dict[str, Any], OnHeldOut | None]:
     images = dataset.images()
-    # What training kept of these images; a run that was stopped, or started at random, has not kept it.
-    kept = job.run / "metrics" / f"{checkpoint.position.images_seen}.safetensors"
-    pca = Pca.load(kept) if kept.exists() else Pca.fit(images, checkpoint.code_dim, SingleProcess())
-    kept = job.run / "start.safetensors"
-    start = PcaStart.load(kept) if kept.exists() else PcaStart.fit(images, checkpoint.code_dim, SingleProcess())
+    # A training that reached its target kept the PCA of its images, one that started from it a basis for codes.
+    at_end = job.run / "metrics" / f"{checkpoint.position.images_seen}.safetensors"
+    pca = Pca.load(at_end) if at_end.exists() else Pca.fit(images, checkpoint.code_dim, SingleProcess())
+    at_start = job.run / "start.safetensors"
+    start = PcaStart.load(at_start) if at_start.exists() else PcaStart.fit(images, checkpoint.code_dim, SingleProcess())
     kept_pca, kept_start = ray.put(pca), ray.put(start)
     groups = [range(first, checkpoint.code_shards, 8) for first in range(min(8, checkpoint.code_shards))]
     tasks = [training_quality.remote(subject, list(shards), kept_pca, kept_start, job.seed) for shards in groups]

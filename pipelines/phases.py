@@ -13,7 +13,11 @@ from pipelines.stage import Stage
 
 
 def complete(job: TrainJob, dataset: Dataset) -> TrainJob:
-    """`job` with a batch size, a code dimension and filters: the run's own, or else by the rule for this dataset."""
+    """`job` with a batch size, a code dimension and filters: the run's own, or else by the rule for this dataset.
+
+    Raises:
+        UserError: if the rule's do not go with what was given.
+    """
     record = job.run / "run.json"
     if record.exists():
         identity = read_json(record).get("identity", {})
@@ -22,11 +26,18 @@ def complete(job: TrainJob, dataset: Dataset) -> TrainJob:
         decoder = dataclasses.replace(job.decoder, filters=filters)
         batch_size = job.batch_size or identity.get("batch_size", 0)
         job = dataclasses.replace(job, batch_size=batch_size, code=code, decoder=decoder)
-    return completed(job, dataset.num_train, dataset.config.resolution)
+    try:
+        return completed(job, dataset.num_train, dataset.config.resolution)
+    except ValueError as error:  # What was given does not go with what the rule chose.
+        raise UserError(str(error)) from None
 
 
 def next_phase(stage: Stage, job: TrainJob, dataset: Dataset) -> tuple[Phase | None, str]:
-    """The phase to train, entered in the record, and its snapshot; None if its target was reached before."""
+    """The phase to train, entered in the record, and its snapshot; None if its target was reached before.
+
+    Raises:
+        UserError: if the dataset lost what was trained on, or the target is not ahead of what was seen.
+    """
     phases: list[dict[str, Any]] = stage.record.setdefault("phases", [])
     marks = committed(job.run)
     seen = 0

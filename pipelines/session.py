@@ -32,7 +32,7 @@ def ray_session() -> Iterator[None]:
         line = (str(error).splitlines() or [type(error).__name__])[0]
         if address:
             raise UserError(
-                f"RAY_ADDRESS={address}: no Ray cluster answers there ({line}); start one, or unset "
+                f"RAY_ADDRESS={address}: cannot connect to a Ray cluster there ({line}); start one, or unset "
                 "RAY_ADDRESS to run on this machine"
             ) from None
         raise UserError(

@@ -31,7 +31,6 @@ def run_training(job: TrainJob) -> dict[str, Any]:
     """
     dataset = Dataset.open(job.dataset)
     job = complete(job, dataset)
-    _check(job, dataset)
     made_by = dataset.snapshots[-1].get("mlflow_run_id")
     inputs = {"dataset": Input(job.dataset, dataset.root_digest, made_by)}
     warm_start = _warm_start(job)
@@ -47,6 +46,7 @@ def run_training(job: TrainJob) -> dict[str, Any]:
         inputs=inputs,
         tracking=job,
     ) as stage:
+        _check(job, dataset)
         phase, snapshot = next_phase(stage, job, dataset)
         if phase is None:
             done = stage.done or {}

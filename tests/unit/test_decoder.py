@@ -8,7 +8,15 @@ import torch
 from torch import nn
 
 import glo_core as glo
-from glo_core.decoder import DecoderConfig, cost, make_decoder, num_parameters
+from glo_core.decoder import (
+    DecoderConfig,
+    Shape,
+    cost,
+    decoder_of_record,
+    decoder_record,
+    make_decoder,
+    num_parameters,
+)
 from glo_core.norm import MaskedBatchNorm
 
 KINDS = [DecoderConfig(), DecoderConfig(kind="dcgan"), DecoderConfig(kind="residual", modulation=True)]
@@ -60,6 +68,13 @@ def test_modulation_lets_the_code_scale_each_norm() -> None:
     more = num_parameters(modulated) - num_parameters(plain)
     assert more == (5 + 1) * 2 * (64 + 64 + 64 + 32 + 32)
     assert sum("by_code.weight" in name for name, _ in modulated.named_parameters()) == norms
+
+
+def test_a_record_without_filters_is_of_the_widths_before_the_rule() -> None:
+    record = decoder_record(DecoderConfig(kind="residual"), Shape(3, 16, 1))
+    record["config"]["filters"] = []
+    expected = make_decoder(DecoderConfig(kind="residual", filters=(256, 128)), code_dim=3, resolution=16, channels=1)
+    assert num_parameters(decoder_of_record(record)) == num_parameters(expected)
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,22 @@ def test_negating_the_last_dimensions_mirrors_the_image(blobs: torch.Tensor) -> 
     assert (mirror - target).square().mean() > 3 * error
 
 
+def test_statistics_of_the_average_are_those_of_codes_and_negated_codes(blobs: torch.Tensor) -> None:
+    left = blobs.clone()
+    left[:, :, 8:] = 0
+    config = dataclasses.replace(CONFIG, code=dataclasses.replace(CONFIG.code, mirrored=2))
+    trained = glo.train(config, glo.TensorImages(left), glo.Phase(target=1500))
+    codes = trained.table.codes()
+    negated = torch.cat([codes[:, :-2], -codes[:, -2:]], dim=1)
+    with torch.no_grad():
+        plain, mirror = (
+            trained.decoder.convolutions[0](each[:, :, None, None]).mean(dim=(0, 2, 3)) for each in (codes, negated)
+        )
+    found = trained.decoder.norms[0].running_mean
+    between = ((found - plain) @ (mirror - plain) / (mirror - plain).square().sum()).item()
+    assert 0.35 < between < 0.65  # A fair coin for each of 150 images.
+
+
 def test_noise_is_new_every_epoch_and_leaves_the_codes_where_they_project(blobs: torch.Tensor) -> None:
     images = glo.TensorImages(blobs)
     noisy = dataclasses.replace(CONFIG, code=dataclasses.replace(CONFIG.code, noise=0.5))
@@ -92,7 +108,13 @@ def test_decay_pulls_codes_towards_the_origin(blobs: torch.Tensor) -> None:
 def test_a_decoder_under_gradient_descent_resumes_to_the_same_bits(
     blobs: torch.Tensor, tmp_path: Path, momentum: float
 ) -> None:
-    config = dataclasses.replace(CONFIG, optimizer="sgd", learning_rate=0.1, beta1=momentum)
+    config = dataclasses.replace(
+        CONFIG,
+        optimizer="sgd",
+        learning_rate=0.1,
+        beta1=momentum,
+        code=dataclasses.replace(CONFIG.code, mirrored=2, noise=0.05),
+    )
     images, phase = glo.TensorImages(blobs), glo.Phase(target=900)
     whole = glo.train(config, images, phase)
     glo.train(config, images, phase, run=tmp_path, runtime=Impatient(after=2))
