@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import os
+import re
+import socket
 from collections.abc import Iterator
 
 import ray
@@ -23,6 +25,7 @@ def ray_session() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
+            _reach(address)
             ray.init(logging_level=logging.WARNING)
         else:
             # Without a dashboard, Ray Train's housekeeping would complain every second on the job's own output; what
@@ -42,6 +45,17 @@ def ray_session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Ray would try for minutes where nothing listens.
+
+    Raises:
+        OSError: if the host and port that `address` names do not answer.
+    """
+    named = re.fullmatch(r"(?:ray://)?(.+):(\d+)", address)
+    if named:
+        socket.create_connection((named[1], int(named[2])), timeout=10).close()
 
 
 def num_cpus() -> float:

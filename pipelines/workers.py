@@ -33,6 +33,11 @@ from pipelines.stage import Stage
 def fit(
     job: TrainJob, stage: Stage, phase: Phase, snapshot: str, resources: dict[str, float], decoder: Path | None
 ) -> None:
+    """Train `phase` on `snapshot` with Ray Train, from the decoder in the directory `decoder` if one is given.
+
+    Raises:
+        UserError: if training failed for a reason that the user can mend.
+    """
     # Beside the driver: it must outlive every other node.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     desk: Any = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
