@@ -37,6 +37,21 @@ from glo_core.start import PcaStart
 BASE = glo.TrainConfig(decoder=glo.DecoderConfig(filters=(128, 64, 32)))
 """The defaults, but for the decoder's width"""
 
+OF_BASE = {
+    "loss": "mse",
+    "start": "pca",
+    "projection": "sphere",
+    "code optimizer": "adam, 0.02",
+    "decoder rate": "0.002",
+    "batch": "16",
+    "decoder": "seed",
+    "code dimension": "32",
+    "code noise": "0",
+    "averaging": "half-life of 50,000 images",
+    "mirroring": "none",
+}
+"""The base's value of what is varied, at 32 px and fewer than 32,768 images"""
+
 Variant = tuple[str, str, dict[str, Any]]
 """What is varied, its value, and the changes to the defaults by dotted key"""
 
@@ -129,11 +144,11 @@ def page(results: Results, conditions: str) -> str:
         "",
         conditions,
         "",
-        "| changed | to | PSNR, dB | over the base | held out, dB | over the base | time |",
-        "|---|---|---|---|---|---|---|",
+        "| changed | from | to | PSNR, dB | over the base | held out, dB | over the base | time |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for (group, value), found in results.items():
-        cells = [group, f"`{value}`"]
+        cells = [group, OF_BASE.get(group, ""), value]
         for key in ("psnr", "held_out_psnr"):
             numbers = [result[key] for result in found]
             mean, ours = statistics.mean(numbers), statistics.mean(result[key] for result in base)
@@ -152,7 +167,8 @@ def plot(results: Results, out: Path) -> None:
 
     base = results["base", "base"]
     for group in dict.fromkeys(group for group, _ in results if group != "base"):
-        shown = {"(base)": base} | {value: found for (of, value), found in results.items() if of == group}
+        others = {value: found for (of, value), found in results.items() if of == group}
+        shown = {f"{OF_BASE[group]} (base)": base} | others
         figure, axis = pyplot.subplots(figsize=(7, 0.9 + 0.35 * len(shown)), layout="constrained")
         for place, found in enumerate(shown.values()):
             for key, colour in (("psnr", "tab:blue"), ("held_out_psnr", "tab:orange")):
