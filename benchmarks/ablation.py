@@ -134,7 +134,13 @@ def held_out(decoder: torch.nn.Module, inverter: Inverter, images: BlockImages, 
 Results = dict[tuple[str, str], list[dict[str, float]]]
 
 
-def page(results: Results, conditions: str) -> str:
+def groups(results: Results) -> dict[str, str]:
+    """What was varied, and the name of its plot."""
+    found = dict.fromkeys(group for group, _ in results if group != "base")
+    return {group: f"{group.replace(' ', '-')}.png" for group in found}
+
+
+def page(results: Results, conditions: str, plots: str) -> str:
     base = results["base", "base"]
     lines = [
         "# What each choice is worth",
@@ -155,6 +161,8 @@ def page(results: Results, conditions: str) -> str:
             cells += [f"{mean:.2f} ({min(numbers):.2f} to {max(numbers):.2f})", f"{mean - ours:+.2f}"]
         ratio = statistics.median(result["seconds"] for result in found) / statistics.median(r["seconds"] for r in base)
         lines.append(f"| {' | '.join([*cells, f'{ratio:.2f}'])} |")
+    for group, name in groups(results).items():
+        lines += ["", f"![{group}]({plots}/{name})"]
     return "\n".join(lines) + "\n"
 
 
@@ -166,7 +174,7 @@ def plot(results: Results, out: Path) -> None:
     from matplotlib import pyplot
 
     base = results["base", "base"]
-    for group in dict.fromkeys(group for group, _ in results if group != "base"):
+    for group, name in groups(results).items():
         others = {value: found for (of, value), found in results.items() if of == group}
         shown = {f"{OF_BASE[group]} (base)": base} | others
         figure, axis = pyplot.subplots(figsize=(7, 0.9 + 0.35 * len(shown)), layout="constrained")
@@ -180,7 +188,7 @@ def plot(results: Results, out: Path) -> None:
         axis.set_xlabel("PSNR, dB")
         axis.set_title(group)
         axis.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
-        figure.savefig(out / f"{group.replace(', ', '-').replace(' ', '-')}.png", dpi=110)
+        figure.savefig(out / name, dpi=110)
         pyplot.close(figure)
 
 
@@ -220,7 +228,7 @@ def main() -> None:
         f"many components as the base has dimensions: {base['pca_psnr']:.2f} dB on the training images, "
         f"{base['held_out_pca_psnr']:.2f} dB on the held-out ones. {describe()}."
     )
-    options.out.with_suffix(".md").write_text(page(results, conditions))
+    options.out.with_suffix(".md").write_text(page(results, conditions, options.out.name))
     plot(results, options.out)
 
 
