@@ -15,7 +15,7 @@ import torch
 
 from glo_core.codes import CodeConfig, Table, raw_name
 from glo_core.dataset import ImageSource, rows_of_shards
-from glo_core.decoder import DecoderConfig, Shape, decoder_of_record, decoder_record
+from glo_core.decoder import DecoderConfig, Shape, config_of_record, decoder_of_record, decoder_record
 from glo_core.files import UserError, differences, digest_file, digest_json, read_json, read_parquet, read_tensors
 from glo_core.growth import Growth
 from glo_core.hashing import Int64Array
@@ -162,10 +162,9 @@ class Checkpoint:
 
     def require_decoder(self, config: DecoderConfig, shape: Shape) -> None:
         """Raise `UserError` if the decoder here is not of this kind and shape."""
-        theirs = read_json(self.part("decoder.json"))
-        ours = decoder_record(config, shape)
-        theirs["config"] = {**decoder_record(DecoderConfig(), shape)["config"], **theirs["config"]}
-        changed = differences({key: theirs[key] for key in ours}, ours)
+        record = read_json(self.part("decoder.json"))
+        theirs = decoder_record(config_of_record(record), Shape(*(record[name] for name in Shape._fields)))
+        changed = differences(theirs, decoder_record(config, shape))
         if changed:
             raise UserError(
                 f"warm_start={self.directory}: has another decoder ({'; '.join(changed)}); give the same settings, "

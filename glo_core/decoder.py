@@ -217,12 +217,17 @@ def decoder_record(config: DecoderConfig, shape: Shape) -> dict[str, Any]:
     return {"config": {**values, "filters": list(config.filters or config.own(shape.resolution))}, **shape._asdict()}
 
 
-def decoder_of_record(record: Mapping[str, Any]) -> nn.Module:
-    """The decoder that `decoder.json` describes, in its initial state."""
+def config_of_record(record: Mapping[str, Any]) -> DecoderConfig:
+    """The config of what `decoder.json` holds."""
     config = DecoderConfig(**{**record["config"], "filters": tuple(record["config"]["filters"])})
     if config.kind in ("seed", "residual") and not config.filters:  # Before the rule, which names what it chose.
-        config = dataclasses.replace(config, filters=_BEFORE_THE_RULE[: _doublings(record["resolution"])])
-    return make_decoder(config, **{name: record[name] for name in Shape._fields})
+        return dataclasses.replace(config, filters=_BEFORE_THE_RULE[: _doublings(record["resolution"])])
+    return config
+
+
+def decoder_of_record(record: Mapping[str, Any]) -> nn.Module:
+    """The decoder that `decoder.json` describes, in its initial state."""
+    return make_decoder(config_of_record(record), **{name: record[name] for name in Shape._fields})
 
 
 def num_parameters(module: nn.Module) -> int:
