@@ -174,7 +174,10 @@ def test_a_finished_run_is_not_done_again_and_refuses_what_is_not_its_own(
     changed = refused(again("--code.dim", 9, "--seed", 1))
     assert "was made with another recipe (code.dim: 4 -> 9; seed: 0 -> 1)" in changed
     assert "workers=40 is more than the 32 lanes of code_shards=32" in refused(again("--workers", 40))
-    assert "must have 2 entries for images of 16 px" in refused(again("--decoder.filters", 8))
+    assert "was made with another recipe (decoder.filters: [16, 8] -> [8])" in refused(again("--decoder.filters", 8))
+    new = tmp_path / "new"
+    assert "must have 2 entries for images of 16 px" in refused(again("--run", new, "--decoder.filters", 8))
+    assert not (new / "run.json").exists()
     shutil.copytree(dataset, tmp_path / "other")
     snapshot = tmp_path / "other" / "snapshots" / "000001.json"
     snapshot.write_text(snapshot.read_text().replace('"digest": "', '"digest": "0'))
