@@ -34,8 +34,8 @@ from glo_core.regression import Regression
 from glo_core.runtime import SingleProcess
 from glo_core.start import PcaStart
 
-BASE = glo.TrainConfig(decoder=glo.DecoderConfig(filters=(128, 64, 32)))
-"""The defaults, but for the decoder's width"""
+BASE = glo.TrainConfig(decoder=glo.DecoderConfig(kind="seed", filters=(128, 64, 32)))
+"""The defaults, but for the decoder"""
 
 OF_BASE = {
     "loss": "mse",
@@ -72,8 +72,8 @@ def variants() -> Iterator[Variant]:
         yield "batch", str(size), {"batch_size": size}
     decoders: dict[str, glo.DecoderConfig] = {
         "seed, kernel 5": dataclasses.replace(BASE.decoder, kernel_size=5),
-        "seed, half as wide": glo.DecoderConfig(filters=(64, 32, 16)),
-        "seed, twice as wide": glo.DecoderConfig(filters=(256, 128, 64)),
+        "seed, half as wide": glo.DecoderConfig(kind="seed", filters=(64, 32, 16)),
+        "seed, twice as wide": glo.DecoderConfig(kind="seed", filters=(256, 128, 64)),
         "dcgan": glo.DecoderConfig(kind="dcgan", filters=(128, 64, 32)),
         "residual": glo.DecoderConfig(kind="residual", filters=(64, 32, 16)),
         "residual, modulated": glo.DecoderConfig(kind="residual", filters=(64, 32, 16), modulation=True),

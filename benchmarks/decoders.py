@@ -18,8 +18,8 @@ from glo_core.decoder import cost
 from glo_core.defaults import completed
 
 DECODERS = {
-    "seed": glo.DecoderConfig(),
-    "seed, kernel 5": glo.DecoderConfig(kernel_size=5),
+    "seed": glo.DecoderConfig(kind="seed"),
+    "seed, kernel 5": glo.DecoderConfig(kind="seed", kernel_size=5),
     "dcgan": glo.DecoderConfig(kind="dcgan"),
     "residual": glo.DecoderConfig(kind="residual"),
     "residual, modulated": glo.DecoderConfig(kind="residual", modulation=True),

@@ -20,24 +20,24 @@ from glo_core.files import UserError
 from glo_core.norm import MaskedBatchNorm, mask_batch_norms
 from glo_core.residual import ResidualDecoder
 
-_WIDTH_PER_PIXEL = 12
-"""Channels at 4 px over the resolution, where no filters are given"""
-_WIDEST, _NARROWEST = 512, 16
-"""Channels of a layer at most and at least, where no filters are given"""
+_WIDTHS = {"seed": (12, 512), "dcgan": (8, 384), "residual": (6, 256)}
+"""Channels at 4 px where no filters are given: so many for each pixel of the side, and at most; about equal in time"""
+_NARROWEST = 16
+"""Channels of a layer at least, where no filters are given"""
 _BEFORE_THE_RULE = (256, 128, 64, 64, 32, 16, 8, 8)
-"""Channels at 4, 8, ... px of decoders whose record has no filters"""
+"""Channels at 4, 8, ... px of decoders whose record has no filters, but for DCGAN's"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig(Config):
     """What kind of decoder, and how large."""
 
-    kind: str = "seed"
+    kind: str = "dcgan"
     """seed, dcgan, residual, or your own: package.module:Class, called with code_dim, resolution and channels"""
     filters: tuple[int, ...] = ()
     """Channels at 4, 8, 16, ... px, one per doubling; empty for the rule's, see docs/training.md"""
     kernel_size: int = 3
-    """Side of the seed's transposed convolutions but for the first and the last"""
+    """Seed only: side of the transposed convolutions but for the first and the last"""
     batch_norm_momentum: float = 0.01
     """Weight of a new batch in the running statistics"""
     modulation: bool = False
@@ -50,6 +50,8 @@ class DecoderConfig(Config):
             raise ValueError(f"`decoder.filters` (={list(self.filters)}) must be positive")
         if self.kernel_size < 2:
             raise ValueError(f"`decoder.kernel_size` (={self.kernel_size}) must be at least 2")
+        if self.kernel_size != DecoderConfig.kernel_size and self.kind != "seed":
+            raise ValueError(f"`decoder.kernel_size` (={self.kernel_size}) needs kind=seed, not {self.kind}")
         if not 0 < self.batch_norm_momentum <= 1:
             raise ValueError(f"`decoder.batch_norm_momentum` (={self.batch_norm_momentum}) must be in (0, 1]")
         if self.modulation and self.kind != "residual":
@@ -71,16 +73,12 @@ class DecoderConfig(Config):
 
     def own(self, resolution: int) -> tuple[int, ...]:
         """The rule's channels of each hidden layer; none for a decoder of the user's."""
-        levels = range(_doublings(resolution))
         if self.kind not in KINDS:
             return ()
-        if self.kind == "dcgan":
-            return tuple(min(64 << (len(levels) - 1 - level), 1024) for level in levels)
+        per_pixel, widest = _WIDTHS[self.kind]
+        first = min(per_pixel * resolution, widest)
         # Halved where the area is four times as large: every doubling takes as many operations.
-        first = min(_WIDTH_PER_PIXEL * resolution, _WIDEST)
-        if self.kind == "residual":  # It convolves twice where the other does once, and at the larger side.
-            first //= 2
-        return tuple(max(first >> level, _NARROWEST) for level in levels)
+        return tuple(max(first >> level, _NARROWEST) for level in range(_doublings(resolution)))
 
 
 def _doublings(resolution: int) -> int:
@@ -220,9 +218,12 @@ def decoder_record(config: DecoderConfig, shape: Shape) -> dict[str, Any]:
 def config_of_record(record: Mapping[str, Any]) -> DecoderConfig:
     """The config of what `decoder.json` holds."""
     config = DecoderConfig(**{**record["config"], "filters": tuple(record["config"]["filters"])})
-    if config.kind in ("seed", "residual") and not config.filters:  # Before the rule, which names what it chose.
-        return dataclasses.replace(config, filters=_BEFORE_THE_RULE[: _doublings(record["resolution"])])
-    return config
+    if config.kind not in KINDS or config.filters:
+        return config
+    # Before the rule, which names what it chose.
+    doublings = _doublings(record["resolution"])
+    dcgan = tuple(min(64 << level, 1024) for level in reversed(range(doublings)))
+    return dataclasses.replace(config, filters=dcgan if config.kind == "dcgan" else _BEFORE_THE_RULE[:doublings])
 
 
 def decoder_of_record(record: Mapping[str, Any]) -> nn.Module:

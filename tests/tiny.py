@@ -8,7 +8,7 @@ CONFIG = glo.TrainConfig(
     batch_size=32,
     learning_rate=5e-3,
     code=glo.CodeConfig(dim=4, learning_rate=2e-2),
-    decoder=glo.DecoderConfig(filters=(16, 8), kernel_size=4),
+    decoder=glo.DecoderConfig(kind="seed", filters=(16, 8), kernel_size=4),
 )
 
 

@@ -24,7 +24,7 @@ CONFIG = glo.TrainConfig(
     batch_size=16,
     precision="float64",
     code=glo.CodeConfig(dim=4, mirrored=2, noise=0.05),
-    decoder=glo.DecoderConfig(filters=(16, 8), kernel_size=5),
+    decoder=glo.DecoderConfig(kind="seed", filters=(16, 8), kernel_size=5),
 )
 
 

@@ -23,7 +23,7 @@ def losses() -> list[float]:
         precision="float64",
         learning_rate=1e-3,
         code=glo.CodeConfig(dim=6, learning_rate=5e-3),
-        decoder=glo.DecoderConfig(filters=(16, 8), kernel_size=5),
+        decoder=glo.DecoderConfig(kind="seed", filters=(16, 8), kernel_size=5),
     )
     found: list[float] = []
 

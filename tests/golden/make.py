@@ -12,7 +12,9 @@ from glo_core.files import FORMAT_VERSION
 from pipelines.ingest import PreprocessJob, preprocess
 
 HERE = Path(__file__).parent
-CONFIG = TrainConfig(batch_size=8, code=CodeConfig(dim=3), decoder=DecoderConfig(filters=(4,), kernel_size=3))
+CONFIG = TrainConfig(
+    batch_size=8, code=CodeConfig(dim=3), decoder=DecoderConfig(kind="seed", filters=(4,), kernel_size=3)
+)
 
 
 def main() -> None:

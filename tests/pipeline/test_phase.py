@@ -57,7 +57,7 @@ def test_the_rules_choice_stays_when_the_dataset_grows(tmp_path: Path) -> None:
     job = complete(TrainJob(dataset="/d", run=tmp_path), dataset)
     assert (job.batch_size, job.code.dim, job.decoder.filters) == (16, 24, (32, 16, 8, 8))
     new = complete(TrainJob(dataset="/d", run=tmp_path / "other"), dataset)
-    assert (new.batch_size, new.code.dim, new.decoder.filters) == (256, 64, (512, 256, 128, 64))
+    assert (new.batch_size, new.code.dim, new.decoder.filters) == (256, 64, (384, 192, 96, 48))
 
 
 def test_what_does_not_go_with_the_rules_choice_is_refused_in_one_line(tmp_path: Path) -> None:

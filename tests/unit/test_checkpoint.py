@@ -11,7 +11,7 @@ from glo_core.checkpoint import MARK, committed
 from glo_core.files import UserError
 
 CONFIG = glo.TrainConfig(
-    batch_size=16, code=glo.CodeConfig(dim=3), decoder=glo.DecoderConfig(filters=(8, 4), kernel_size=3)
+    batch_size=16, code=glo.CodeConfig(dim=3), decoder=glo.DecoderConfig(kind="seed", filters=(8, 4), kernel_size=3)
 )
 
 

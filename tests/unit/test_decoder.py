@@ -19,25 +19,26 @@ from glo_core.decoder import (
 )
 from glo_core.norm import MaskedBatchNorm
 
-KINDS = [DecoderConfig(), DecoderConfig(kind="dcgan"), DecoderConfig(kind="residual", modulation=True)]
+KINDS = [DecoderConfig(kind="seed"), DecoderConfig(kind="dcgan"), DecoderConfig(kind="residual", modulation=True)]
 
 
 def test_the_seeds_decoder_has_the_seeds_parameters() -> None:
-    config = DecoderConfig(filters=(256, 128, 64, 64, 32), kernel_size=5)
+    config = DecoderConfig(kind="seed", filters=(256, 128, 64, 64, 32), kernel_size=5)
     decoder = make_decoder(config, code_dim=100, resolution=128, channels=3)
     assert num_parameters(decoder) == 1_589_155
 
 
 def test_dcgan_has_the_parameters_of_the_papers_generator_at_64_px() -> None:
     # 4x4 kernels 128-512-256-128-64-3, and a scale and a shift for each of the 960 normalized channels.
-    decoder = make_decoder(DecoderConfig(kind="dcgan"), code_dim=128, resolution=64, channels=3)
+    config = DecoderConfig(kind="dcgan", filters=(512, 256, 128, 64))
+    decoder = make_decoder(config, code_dim=128, resolution=64, channels=3)
     assert num_parameters(decoder) == 16 * (128 * 512 + 512 * 256 + 256 * 128 + 128 * 64 + 64 * 3) + 2 * 960
 
 
 @pytest.mark.parametrize("resolution", [8, 16, 32, 64, 128, 256])
 @pytest.mark.parametrize("kernel", [2, 3, 4, 5])
 def test_every_resolution_and_kernel_doubles_exactly(resolution: int, kernel: int) -> None:
-    config = DecoderConfig(filters=(4,) * ((resolution // 4).bit_length() - 1), kernel_size=kernel)
+    config = DecoderConfig(kind="seed", filters=(4,) * ((resolution // 4).bit_length() - 1), kernel_size=kernel)
     image = make_decoder(config, code_dim=5, resolution=resolution, channels=2)(torch.randn(3, 5))
     assert image.shape == (3, 2, resolution, resolution)
     assert image.abs().max() <= 1
@@ -70,10 +71,11 @@ def test_modulation_lets_the_code_scale_each_norm() -> None:
     assert sum("by_code.weight" in name for name, _ in modulated.named_parameters()) == norms
 
 
-def test_a_record_without_filters_is_of_the_widths_before_the_rule() -> None:
-    record = decoder_record(DecoderConfig(kind="residual"), Shape(3, 16, 1))
+@pytest.mark.parametrize(("kind", "filters"), [("seed", (256, 128)), ("residual", (256, 128)), ("dcgan", (128, 64))])
+def test_a_record_without_filters_is_of_the_widths_before_the_rule(kind: str, filters: tuple[int, ...]) -> None:
+    record = decoder_record(DecoderConfig(kind=kind), Shape(3, 16, 1))
     record["config"]["filters"] = []
-    expected = make_decoder(DecoderConfig(kind="residual", filters=(256, 128)), code_dim=3, resolution=16, channels=1)
+    expected = make_decoder(DecoderConfig(kind=kind, filters=filters), code_dim=3, resolution=16, channels=1)
     assert num_parameters(decoder_of_record(record)) == num_parameters(expected)
 
 
@@ -82,7 +84,8 @@ def test_a_record_without_filters_is_of_the_widths_before_the_rule() -> None:
     [
         ({"kind": "vae"}, r"`decoder.kind` \(=vae\) must be seed, dcgan, residual, or package.module:Class"),
         ({"filters": (0,)}, r"`decoder.filters` \(=\[0\]\) must be positive"),
-        ({"modulation": True}, "`decoder.modulation` needs kind=residual, not seed"),
+        ({"kernel_size": 5}, r"`decoder.kernel_size` \(=5\) needs kind=seed, not dcgan"),
+        ({"modulation": True}, "`decoder.modulation` needs kind=residual, not dcgan"),
     ],
 )
 def test_a_bad_value_is_refused(changes: dict[str, object], line: str) -> None:
@@ -96,7 +99,7 @@ def test_filters_of_the_wrong_length_are_refused() -> None:
 
 
 def test_no_bias_stands_before_a_batch_norm() -> None:
-    decoder = make_decoder(DecoderConfig(), code_dim=4, resolution=32, channels=1)
+    decoder = make_decoder(DecoderConfig(kind="seed"), code_dim=4, resolution=32, channels=1)
     biases = [name for name, _ in decoder.named_parameters() if name.endswith("bias") and not name.startswith("norms")]
     assert biases == ["output.bias"]
 

@@ -42,7 +42,9 @@ def test_more_images_are_seen_longer_but_fewer_times(images: int, seen: int) -> 
         ("seed", 64, (512, 256, 128, 64)),
         ("seed", 256, (512, 256, 128, 64, 32, 16)),
         ("residual", 64, (256, 128, 64, 32)),
-        ("dcgan", 64, (512, 256, 128, 64)),
+        ("dcgan", 32, (256, 128, 64)),
+        ("dcgan", 64, (384, 192, 96, 48)),
+        ("dcgan", 256, (384, 192, 96, 48, 24, 16)),
     ],
 )
 def test_widths_follow_the_resolution(kind: str, resolution: int, filters: tuple[int, ...]) -> None:

@@ -257,7 +257,7 @@ def test_a_warm_start_has_the_decoder_of_the_other_run_and_nothing_else(blobs: t
     # Better than a fresh decoder at once, and a run with a checkpoint of its own does not look there again.
     assert started.metrics["psnr"] > cold.metrics["psnr"] + 1
     glo.train(CONFIG, images, glo.Phase(target=901), run=tmp_path, warm_start=tmp_path / "gone")
-    wider = dataclasses.replace(CONFIG, decoder=glo.DecoderConfig(filters=(16, 16), kernel_size=4))
+    wider = dataclasses.replace(CONFIG, decoder=glo.DecoderConfig(kind="seed", filters=(16, 16), kernel_size=4))
     with pytest.raises(glo.UserError, match=r"warm_start=.*900: has another decoder \(config"):
         glo.train(wider, images, glo.Phase(target=32), warm_start=warm)
 
