@@ -1,4 +1,4 @@
-"""One change at a time from the defaults with a narrow decoder: what each choice is worth, three seeds each.
+"""One change at a time from the defaults with the seed's decoder, narrow: what each choice is worth, three seeds each.
 
     python -m jobs.preprocess --input sign-digits --dataset DATASET --resolution 32 --holdout 0.1
     python -m benchmarks.ablation --dataset DATASET --out docs/ablation [--images 30000] [--seeds 0 1 2]
@@ -145,8 +145,8 @@ def page(results: Results, conditions: str, plots: str) -> str:
     lines = [
         "# What each choice is worth",
         "",
-        "One change at a time, `python -m benchmarks.ablation`. Mean and range over seeds. The base: the defaults, "
-        f"but a decoder of {' '.join(map(str, BASE.decoder.filters))} channels; held-out images are inverted.",
+        "One change at a time, `python -m benchmarks.ablation`. Mean and range over seeds. The base: the defaults, but "
+        f"the seed's decoder of {' '.join(map(str, BASE.decoder.filters))} channels; held-out images are inverted.",
         "",
         conditions,
         "",
