@@ -217,7 +217,8 @@ def decoder_record(config: DecoderConfig, shape: Shape) -> dict[str, Any]:
 
 def config_of_record(record: Mapping[str, Any]) -> DecoderConfig:
     """The config of what `decoder.json` holds."""
-    config = DecoderConfig(**{**record["config"], "filters": tuple(record["config"]["filters"])})
+    # The first records name no kind: there was one.
+    config = DecoderConfig(**{"kind": "seed", **record["config"], "filters": tuple(record["config"]["filters"])})
     if config.kind not in KINDS or config.filters:
         return config
     # Before the rule, which names what it chose.
