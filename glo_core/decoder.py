@@ -21,7 +21,7 @@ from glo_core.norm import MaskedBatchNorm, mask_batch_norms
 from glo_core.residual import ResidualDecoder
 
 _WIDTHS = {"seed": (12, 512), "dcgan": (8, 384), "residual": (6, 256)}
-"""Channels at 4 px where no filters are given: so many for each pixel of the side, and at most; about equal in time"""
+"""Channels at 4 px where no filters are given: so many for each pixel of the side, and at most; about equal in operations"""
 _NARROWEST = 16
 """Channels of a layer at least, where no filters are given"""
 _BEFORE_THE_RULE = (256, 128, 64, 64, 32, 16, 8, 8)
@@ -218,7 +218,10 @@ def decoder_record(config: DecoderConfig, shape: Shape) -> dict[str, Any]:
 def config_of_record(record: Mapping[str, Any]) -> DecoderConfig:
     """The config of what `decoder.json` holds."""
     # The first records name no kind: there was one.
-    config = DecoderConfig(**{"kind": "seed", **record["config"], "filters": tuple(record["config"]["filters"])})
+    values = {"kind": "seed", **record["config"], "filters": tuple(record["config"]["filters"])}
+    if values["kind"] != "seed":  # Others had the seed's default written beside them, without a meaning.
+        values.pop("kernel_size", None)
+    config = DecoderConfig(**values)
     if config.kind not in KINDS or config.filters:
         return config
     # Before the rule, which names what it chose.

@@ -74,7 +74,7 @@ def test_modulation_lets_the_code_scale_each_norm() -> None:
 @pytest.mark.parametrize(("kind", "filters"), [("seed", (256, 128)), ("residual", (256, 128)), ("dcgan", (128, 64))])
 def test_a_record_without_filters_is_of_the_widths_before_the_rule(kind: str, filters: tuple[int, ...]) -> None:
     record = decoder_record(DecoderConfig(kind=kind), Shape(3, 16, 1))
-    record["config"]["filters"] = []
+    record["config"] |= {"filters": [], "kernel_size": 3 if kind == "seed" else 5}
     expected = make_decoder(DecoderConfig(kind=kind, filters=filters), code_dim=3, resolution=16, channels=1)
     assert num_parameters(decoder_of_record(record)) == num_parameters(expected)
 
