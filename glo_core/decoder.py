@@ -21,7 +21,7 @@ from glo_core.norm import MaskedBatchNorm, mask_batch_norms
 from glo_core.residual import ResidualDecoder
 
 _WIDTHS = {"seed": (12, 512), "dcgan": (8, 384), "residual": (6, 256)}
-"""Channels at 4 px where no filters are given: so many for each pixel of the side, and at most; about equal in operations"""
+"""Channels at 4 px where no filters are given: for each pixel of the side, and at most; about equal in operations"""
 _NARROWEST = 16
 """Channels of a layer at least, where no filters are given"""
 _BEFORE_THE_RULE = (256, 128, 64, 64, 32, 16, 8, 8)
