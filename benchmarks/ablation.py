@@ -96,14 +96,19 @@ def changed(config: glo.TrainConfig, changes: dict[str, Any]) -> glo.TrainConfig
     return config
 
 
-def measure(dataset: glo.Dataset, config: glo.TrainConfig, images_to_see: int) -> dict[str, float]:
-    """Train once; PSNR in dB on training and held-out images, PCA's beside them, and seconds of training."""
-    images, unseen = dataset.images(), dataset.held_out()
+def timed_training(config: glo.TrainConfig, images: BlockImages, images_to_see: int) -> tuple[glo.Trained, float]:
+    """Train once; and the seconds of its start and its steps, without the evaluation at its end."""
     ends: list[float] = []
     runtime = SingleProcess(on_report=lambda _, found: ends.append(time.perf_counter()) if "loss" in found else None)
     since = time.perf_counter()
     trained = glo.train(config, images, glo.Phase(target=images_to_see), runtime=runtime)
-    seconds = ends[-1] - since  # Without the evaluation.
+    return trained, ends[-1] - since
+
+
+def measure(dataset: glo.Dataset, config: glo.TrainConfig, images_to_see: int) -> dict[str, float]:
+    """Train once; PSNR in dB on training and held-out images, PCA's beside them, and seconds of training."""
+    images, unseen = dataset.images(), dataset.held_out()
+    trained, seconds = timed_training(config, images, images_to_see)
     start = PcaStart.fit(images, config.code.dim, SingleProcess(), mirrored=config.code.mirrored)
     regression = Regression(config.code.dim)
     rows = np.arange(len(images.ids))

@@ -9,10 +9,10 @@ schedule ends with them. One that does not have the best PSNR here is not the de
 import argparse
 import json
 import statistics
-import time
 from pathlib import Path
 
 import glo_core as glo
+from benchmarks.ablation import timed_training
 from benchmarks.machine import describe
 from glo_core.decoder import cost
 from glo_core.defaults import completed
@@ -60,9 +60,7 @@ def main() -> None:
             taken = cost(made, config.code.dim)
             assert taken is not None
             rate = speed(config, dataset)
-            since = time.perf_counter()
-            trained = glo.train(config, dataset.images(), glo.Phase(target=round(rate * options.seconds)))
-            seconds = time.perf_counter() - since
+            trained, seconds = timed_training(config, dataset.images(), round(rate * options.seconds))
             found.setdefault(name, []).append(trained.metrics["psnr"])
             print(
                 f"| {name} | {taken.parameters:,} | {taken.flops / 1e6:.1f} | {rate:.0f} | "
