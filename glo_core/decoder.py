@@ -215,13 +215,19 @@ def decoder_record(config: DecoderConfig, shape: Shape) -> dict[str, Any]:
     return {"config": {**values, "filters": list(config.filters or config.own(shape.resolution))}, **shape._asdict()}
 
 
+def settings_of_record(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a decoder as a record of any version has them, in the terms of this one."""
+    # The first records name no kind: there was one.
+    settings = {"kind": "seed", **values}
+    if settings["kind"] != "seed":  # Others had the seed's default written beside them, without a meaning.
+        settings.pop("kernel_size", None)
+    return settings
+
+
 def config_of_record(record: Mapping[str, Any]) -> DecoderConfig:
     """The config of what `decoder.json` holds."""
-    # The first records name no kind: there was one.
-    values = {"kind": "seed", **record["config"], "filters": tuple(record["config"]["filters"])}
-    if values["kind"] != "seed":  # Others had the seed's default written beside them, without a meaning.
-        values.pop("kernel_size", None)
-    config = DecoderConfig(**values)
+    values = settings_of_record(record["config"])
+    config = DecoderConfig(**{**values, "filters": tuple(values["filters"])})
     if config.kind not in KINDS or config.filters:
         return config
     # Before the rule, which names what it chose.

@@ -5,6 +5,7 @@ from typing import Any
 
 from glo_core.files import read_json
 from jobs.cli import main
+from pipelines.phases import recipe_of_record
 from pipelines.settings import TrainJob
 from pipelines.training import run_training
 
@@ -16,7 +17,7 @@ def recorded(values: dict[str, Any]) -> dict[str, Any]:
         return {}
     record = read_json(path)
     began_with = record.get("paths", {}).get("warm_start")
-    return {**record.get("identity", {}), **({"warm_start": began_with} if began_with else {})}
+    return {**recipe_of_record(record.get("identity", {})), **({"warm_start": began_with} if began_with else {})}
 
 
 if __name__ == "__main__":

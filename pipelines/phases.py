@@ -1,15 +1,24 @@
 """What a training does next: the recipe of its run, and the phase to train."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from glo_core.checkpoint import Checkpoint, committed
 from glo_core.dataset import Dataset
+from glo_core.decoder import settings_of_record
 from glo_core.defaults import completed, images_to_see
 from glo_core.files import UserError, read_json
 from glo_core.loop import Phase
+from glo_core.step import TrainConfig
 from pipelines.settings import TrainJob
-from pipelines.stage import Stage
+from pipelines.stage import Stage, completed_record, identity_of
+
+
+def recipe_of_record(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe that `run.json` of any version holds, with every key of this one."""
+    decoder = settings_of_record(identity.get("decoder", {}))
+    return completed_record({**identity, "decoder": decoder}, identity_of(TrainConfig(), TrainConfig))
 
 
 def complete(job: TrainJob, dataset: Dataset) -> TrainJob:
@@ -46,6 +55,8 @@ def next_phase(stage: Stage, job: TrainJob, dataset: Dataset) -> tuple[Phase | N
         seen = newest.position.images_seen
         dataset.at(newest.snapshot)  # Refuse a dataset that no longer holds what was trained on.
     finished = stage.done is not None and stage.done["phase"] == len(phases) - 1
+    if finished and not job.images and phases[-1]["snapshot"] == dataset.digest:
+        return None, ""  # Nobody asked for more, whatever the rule has become.
     begun = phases[-1]["target"] if phases and not finished else 0
     target = job.images or begun or images_to_see(dataset.num_train)
     if finished and not job.images and phases[-1]["snapshot"] != dataset.digest:

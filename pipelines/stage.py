@@ -7,7 +7,7 @@ a recipe or an input that differs from the record's is refused in one line.
 import contextlib
 import dataclasses
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -91,7 +91,7 @@ def open_stage(
     *,
     root: Path,
     identity: Mapping[str, Any],
-    defaults: Mapping[str, Any] | None = None,
+    upgraded: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     inputs: Mapping[str, Input],
     tracking: TrackingConfig,
 ) -> Iterator[Stage]:
@@ -100,7 +100,7 @@ def open_stage(
     Args:
         root: home of the default MLflow database.
         identity: whatever decides the result; never paths, worker counts or devices.
-        defaults: what a record of an older version, which did not have a key yet, had in its place.
+        upgraded: the identity that a record of an older version holds, in the terms of this one.
 
     Raises:
         UserError: if the directory is in use, or holds the outcome of another recipe or of other inputs.
@@ -114,7 +114,7 @@ def open_stage(
             "inputs": {k: v.digest for k, v in inputs.items()},
         }
         if record:
-            _compare(directory, record, asked, defaults or {})
+            _compare(directory, {**record, "identity": dict(upgraded(record["identity"]))}, asked)
         done_path = directory / "done.json"
         stage = Stage(
             name,
@@ -141,7 +141,7 @@ def open_stage(
             raise
 
 
-def _compare(directory: Path, record: Mapping[str, Any], asked: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+def _compare(directory: Path, record: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     if record["stage"] != asked["stage"]:
         raise UserError(
             f"{directory}: holds the outcome of {record['stage']}, not of {asked['stage']}; give another directory"
@@ -152,7 +152,7 @@ def _compare(directory: Path, record: Mapping[str, Any], asked: Mapping[str, Any
             f"{directory}: was made from other inputs ({'; '.join(changed)}); "
             "give the ones it was made from, or another directory"
         )
-    changed = differences(_completed(record["identity"], defaults), asked["identity"])
+    changed = differences(record["identity"], asked["identity"])
     if changed:
         raise UserError(
             f"{directory}: was made with another recipe ({'; '.join(changed)}); "
@@ -160,10 +160,10 @@ def _compare(directory: Path, record: Mapping[str, Any], asked: Mapping[str, Any
         )
 
 
-def _completed(record: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def completed_record(record: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """`record` with the keys that only `defaults` has, at every depth."""
     nested = {
-        key: _completed(value, defaults[key])
+        key: completed_record(value, defaults[key])
         for key, value in record.items()
         if isinstance(value, dict) and isinstance(defaults.get(key), dict)
     }

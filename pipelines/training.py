@@ -15,7 +15,7 @@ from glo_core.loop import Phase
 from glo_core.losses import make_loss
 from glo_core.step import TrainConfig
 from pipelines.ledger import Ledger
-from pipelines.phases import complete, next_phase
+from pipelines.phases import complete, next_phase, recipe_of_record
 from pipelines.session import ray_session
 from pipelines.settings import TrainJob
 from pipelines.stage import Input, Stage, identity_of, open_stage, run_id_of
@@ -42,7 +42,7 @@ def run_training(job: TrainJob) -> dict[str, Any]:
         job.run,
         root=job.run.parent,
         identity=identity_of(job, TrainConfig),
-        defaults=identity_of(TrainConfig(), TrainConfig),
+        upgraded=recipe_of_record,
         inputs=inputs,
         tracking=job,
     ) as stage:

@@ -10,9 +10,12 @@ import torch
 
 import glo_core as glo
 from glo_core.files import UserError
+from glo_core.step import TrainConfig
+from jobs.cli import parse
 from pipelines import phases
-from pipelines.phases import complete, next_phase
+from pipelines.phases import complete, next_phase, recipe_of_record
 from pipelines.settings import TrainJob
+from pipelines.stage import identity_of
 from pipelines.training import _check
 
 
@@ -26,7 +29,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "run"
 
 
-def target(run: Path, *, digest: str, finished: bool, begun: int = 96, images: int = 0) -> int | None:
+def target(run: Path, *, digest: str = "old", finished: bool, begun: int = 96, images: int = 0) -> int | None:
     record = {"phases": [{"start": 0, "target": begun, "snapshot": "old"}]}
     stage: Any = SimpleNamespace(record=record, done={"phase": 0} if finished else None)
     dataset: Any = SimpleNamespace(num_train=50, digest=digest, at=lambda _: None)
@@ -35,7 +38,13 @@ def target(run: Path, *, digest: str, finished: bool, begun: int = 96, images: i
 
 
 def test_a_finished_run_on_the_same_images_has_nothing_to_do(run: Path) -> None:
-    assert target(run, digest="old", finished=True) is None
+    assert target(run, finished=True) is None
+
+
+def test_a_finished_run_stays_so_whatever_the_rule_has_become(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phases, "images_to_see", lambda _: 500)
+    assert target(run, finished=True) is None
+    assert target(run, digest="new", finished=True) == 500
 
 
 def test_images_that_came_are_seen_an_epoch_at_least(run: Path) -> None:
@@ -48,6 +57,22 @@ def test_an_interrupted_run_keeps_its_target(run: Path) -> None:
 
 def test_what_is_asked_for_wins(run: Path) -> None:
     assert target(run, digest="new", finished=True, images=1000) == 1000
+
+
+@pytest.mark.parametrize(
+    ("recorded", "expected"),
+    [
+        ({"filters": [8], "kernel_size": 5}, {"kind": "seed", "filters": [8], "kernel_size": 5}),
+        ({"kind": "residual", "filters": [8], "kernel_size": 5}, {"kind": "residual", "filters": [8]}),
+        ({"kind": "dcgan", "filters": [8], "kernel_size": 3}, {"kind": "dcgan", "filters": [8]}),
+    ],
+)
+def test_a_record_of_an_older_version_means_what_it_meant(recorded: dict[str, Any], expected: dict[str, Any]) -> None:
+    recipe = recipe_of_record({"seed": 3, "code": {"dim": 7}, "decoder": recorded})
+    assert (recipe["seed"], recipe["code"]["dim"], recipe["batch_size"]) == (3, 7, TrainConfig().batch_size)
+    made = parse("train", TrainJob, recorded=lambda _: recipe, argv=["--dataset", "/d", "--run", "/r"])
+    assert made.decoder == glo.DecoderConfig(**{**expected, "filters": (8,)})
+    assert identity_of(made, TrainConfig) == recipe
 
 
 def test_the_rules_choice_stays_when_the_dataset_grows(tmp_path: Path) -> None:

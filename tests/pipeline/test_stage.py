@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from glo_core.files import UserError
-from pipelines.stage import open_stage
+from pipelines.stage import completed_record, open_stage
 from pipelines.tracking import TrackingConfig
 
 
@@ -16,7 +16,7 @@ def opened(directory: Path, identity: dict[str, Any], defaults: dict[str, Any] |
         directory,
         root=directory.parent,
         identity=identity,
-        defaults=defaults,
+        upgraded=lambda record: completed_record(record, defaults or {}),
         inputs={},
         tracking=TrackingConfig(),
     ) as stage:
