@@ -19,7 +19,7 @@ from glo_core.decoder import DecoderConfig, Shape, config_of_record, decoder_of_
 from glo_core.files import UserError, differences, digest_file, digest_json, read_json, read_parquet, read_tensors
 from glo_core.growth import Growth
 from glo_core.hashing import Int64Array
-from glo_core.step import Learner
+from glo_core.step import Learner, TrainConfig
 
 MARK = "checkpoint.json"
 DECODER_PARTS = ("decoder.json", "averaged.safetensors")
@@ -162,23 +162,37 @@ class Checkpoint:
 
     def require_decoder(self, config: DecoderConfig, shape: Shape) -> None:
         """Raise `UserError` if the decoder here is not of this kind and shape."""
-        record = read_json(self.part("decoder.json"))
-        theirs = decoder_record(config_of_record(record), Shape(*(record[name] for name in Shape._fields)))
-        changed = differences(theirs, decoder_record(config, shape))
+        changed = self._decoder_changes(config, shape)
         if changed:
             raise UserError(
                 f"warm_start={self.directory}: has another decoder ({'; '.join(changed)}); give the same settings, "
                 "or start without it"
             )
 
+    def _decoder_changes(self, config: DecoderConfig, shape: Shape) -> Sequence[str]:
+        """`key: old -> new` for every setting that another decoder would change."""
+        record = read_json(self.part("decoder.json"))
+        theirs = decoder_record(config_of_record(record), Shape(*(record[name] for name in Shape._fields)))
+        return differences(theirs, decoder_record(config, shape))
+
     def restore(self, learner: Learner, images: ImageSource) -> Growth:
-        """Bring `learner` to this checkpoint's state. Rows of `images` that it does not hold keep their start."""
+        """Bring `learner` to this checkpoint's state. Rows of `images` that it does not hold keep their start.
+
+        Raises:
+            UserError: if `learner` has another optimizer, or a part is damaged.
+        """
+        optimizer = self.tensors("optimizer")
+        # What Adam or SGD keeps of a weight tells which it was; before its first step, neither keeps anything.
+        slots = {key.rpartition("/")[2] for key in optimizer}
+        for slot, name in (("exp_avg", "adam"), ("momentum_buffer", "sgd")):
+            if slot in slots:
+                self._refuse(differences({"optimizer": name}, {"optimizer": learner.config.optimizer}))
         learner.decoder.load_state_dict(self.tensors("decoder"))
         learner.averaged.decoder.load_state_dict(self.tensors("averaged"))
         parameters = list(learner.decoder.parameters())
         names = {name: i for i, (name, _) in enumerate(learner.decoder.named_parameters())}
         state: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in self.tensors("optimizer").items():
+        for key, value in optimizer.items():
             name, _, slot = key.rpartition("/")
             parameter = parameters[names[name]]
             if value.shape == parameter.shape:
@@ -190,6 +204,26 @@ class Checkpoint:
         for shard, (first, last) in rows_of_shards(images).items():
             self._restore_shard(learner.table, shard, first, last, growth)
         return growth
+
+    def require_recipe(self, config: TrainConfig, images: ImageSource) -> None:
+        """Raise `UserError` if the codes and the decoder here are not those of a training by `config`."""
+        names = ("dim", "projection", "optimizer")
+        held = dict(zip(names, (self.code_dim, self.projection, self.optimizer), strict=True))
+        asked = {name: getattr(config.code, name) for name in names}
+        shape = Shape(config.code.dim, images.resolution, images.channels)
+        self._refuse(
+            differences(
+                {"code": held, "code_shards": self.code_shards}, {"code": asked, "code_shards": images.code_shards}
+            )
+            or self._decoder_changes(config.decoder, shape)
+        )
+
+    def _refuse(self, changed: Sequence[str]) -> None:
+        if changed:
+            raise UserError(
+                f"{self.directory}: is of another recipe ({'; '.join(changed)}); give the old values, or another run "
+                "directory"
+            )
 
     def _restore_shard(self, table: Table, shard: int, first: int, last: int, growth: Growth) -> None:
         stored = self.shard(shard)

@@ -199,12 +199,12 @@ def _imported(kind: str, shape: Shape) -> nn.Module:
         make = getattr(importlib.import_module(module_name), class_name)
         decoder = mask_batch_norms(make(**shape._asdict()))
         with torch.no_grad():
-            made = decoder.eval()(torch.zeros(2, shape.code_dim))
+            made = tuple(decoder.eval()(torch.zeros(2, shape.code_dim)).shape)
     except Exception as error:  # Whatever the user's code raises.
         raise UserError(f"decoder.kind={kind}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     expected = (2, shape.channels, shape.resolution, shape.resolution)
-    if tuple(made.shape) != expected:
-        raise UserError(f"decoder.kind={kind}: makes {tuple(made.shape)} of two codes where {expected} is needed")
+    if made != expected:
+        raise UserError(f"decoder.kind={kind}: makes {made} of two codes where {expected} is needed")
     return decoder.train()
 
 

@@ -13,7 +13,7 @@ from glo_core.codes import PROJECTIONS, Table
 from glo_core.dataset import ImageSource
 from glo_core.defaults import completed
 from glo_core.epochs import Epochs
-from glo_core.files import UserError, differences, write_json
+from glo_core.files import UserError, write_json
 from glo_core.grid import grid, in_rows
 from glo_core.hashing import key64, normal
 from glo_core.keeper import AGREE_STEPS, Intervals, Keeper
@@ -100,8 +100,9 @@ def train(
     if runtime.device.type == "cpu":
         keep_freed_memory()
     epochs = Epochs(config, images, runtime, cache)
+    newest = _newest(config, images, runtime, run)
     learner = Learner(config, epochs.images, epochs.table(runtime, run, scratch), runtime)
-    position = _restore(learner, epochs, phase, run, warm_start)
+    position = _restore(learner, epochs, phase, newest, warm_start)
     meter = Meter(learner)
     keeper = Keeper(learner, epochs.images, meter, intervals, run, lambda: _refresh(learner, epochs))
     stopped = False
@@ -170,31 +171,25 @@ def train(
     )
 
 
-def _restore(learner: Learner, epochs: Epochs, phase: Phase, run: Path | None, warm_start: Path | None) -> Position:
+def _newest(config: TrainConfig, images: ImageSource, runtime: Runtime, run: Path | None) -> Checkpoint | None:
     # All ranks must load the same checkpoint: rank 0 chooses.
-    if run is not None and learner.runtime.rank == 0:
+    if run is not None and runtime.rank == 0:
         sweep_uncommitted(run)
-    newest = learner.runtime.gather(committed(run)[-1:] if run is not None else [])[0]
+    newest = runtime.gather(committed(run)[-1:] if run is not None else [])[0]
     if not newest:
+        return None
+    checkpoint = Checkpoint(newest[0])
+    checkpoint.require_recipe(config, images)
+    return checkpoint
+
+
+def _restore(
+    learner: Learner, epochs: Epochs, phase: Phase, checkpoint: Checkpoint | None, warm_start: Path | None
+) -> Position:
+    if checkpoint is None:
         if warm_start is not None:
             Checkpoint(warm_start).start_decoder(learner)
         return Position(phase=phase.number)
-    checkpoint = Checkpoint(newest[0])
-    asked = {
-        "code.dim": learner.config.code.dim,
-        "code_shards": epochs.images.code_shards,
-        "code.optimizer": learner.config.code.optimizer,
-    }
-    held = {
-        "code.dim": checkpoint.code_dim,
-        "code_shards": checkpoint.code_shards,
-        "code.optimizer": checkpoint.optimizer,
-    }
-    if held != asked:
-        raise UserError(
-            f"{checkpoint.directory}: has other codes ({'; '.join(differences(held, asked))}); "
-            "give the old values, or another run directory"
-        )
     growth = checkpoint.restore(learner, epochs.images)
     position = checkpoint.position
     if position.phase == phase.number:

@@ -88,9 +88,7 @@ def laplacian_pyramid(images: torch.Tensor, levels: int) -> list[torch.Tensor]:
 def _binomial(images: torch.Tensor) -> torch.Tensor:
     channels = images.shape[1]
     kernel = images.new_tensor([1, 4, 6, 4, 1]) / 16
-    # A level of 2 px has no second neighbour to mirror.
-    mode = "reflect" if images.shape[-1] > 2 else "replicate"
-    padded = F.pad(images, (2, 2, 2, 2), mode=mode)
+    padded = F.pad(images, (2, 2, 2, 2), mode="reflect")
     rows = F.conv2d(padded, kernel.view(1, 1, 1, 5).expand(channels, 1, 1, 5), groups=channels)
     return F.conv2d(rows, kernel.view(1, 1, 5, 1).expand(channels, 1, 5, 1), groups=channels)
 
@@ -171,7 +169,7 @@ def make_loss(text: str, pyramid: PyramidConfig, network: str, resolution: int, 
         levels = pyramid.depth(resolution)
         known["pyramid"] = lambda prediction, target: pyramid_l1(prediction, target, levels, pyramid.falloff)
     if "perceptual" in weights:
-        known["perceptual"] = feature_network(network, device)
+        known["perceptual"] = feature_network(network, resolution, device)
     if list(weights.values()) == [1.0]:
         return known[next(iter(weights))]
 

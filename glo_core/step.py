@@ -142,7 +142,6 @@ class Learner:
         signs = mirror_signs(self.config.code, self.config.seed, self.table.ids[batch.rows], epoch)
         if signs is not None:
             signs = signs.to(device, self.dtype)
-        if signs is not None:
             target = torch.where(signs[:, -1:, None, None] < 0, target.flip(3), target)
         raw = codes.raw[places].requires_grad_()
         self.optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,6 @@
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -78,3 +80,23 @@ def test_the_restored_decoder_makes_the_same_images(blobs: torch.Tensor, tmp_pat
 def test_a_run_without_a_checkpoint_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkpoint here"):
         glo.Checkpoint.latest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"decoder": glo.DecoderConfig(filters=(8, 4))}, "config.kind: seed -> dcgan"),
+        ({"decoder": dataclasses.replace(CONFIG.decoder, filters=(8, 8))}, "config.filters: [8, 4] -> [8, 8]"),
+        ({"code": glo.CodeConfig(dim=4)}, "code.dim: 3 -> 4"),
+        ({"code": glo.CodeConfig(dim=3, projection="ball")}, "code.projection: sphere -> ball"),
+        ({"code": glo.CodeConfig(dim=3, optimizer="sgd")}, "code.optimizer: adam -> sgd"),
+        ({"optimizer": "sgd"}, "optimizer: adam -> sgd"),
+    ],
+)
+def test_a_checkpoint_of_another_recipe_is_refused_in_one_line(
+    run: Path, blobs: torch.Tensor, changes: dict[str, Any], line: str
+) -> None:
+    config = dataclasses.replace(CONFIG, **changes)
+    with pytest.raises(UserError) as caught:
+        glo.train(config, glo.TensorImages(blobs), glo.Phase(target=400), run=run)
+    assert str(caught.value).startswith(f"{run / 'checkpoints' / '300'}: is of another recipe ({line})")

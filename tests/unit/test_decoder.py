@@ -156,10 +156,15 @@ class Flat(Mine):
         return super().forward(codes).flatten(1)
 
 
+class Pair(Mine):
+    def forward(self, codes: torch.Tensor) -> torch.Tensor:
+        return super().forward(codes), codes  # type: ignore[return-value]
+
+
 @pytest.fixture
 def my_package(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("my_decoders")
-    module.Mine, module.Flat = Mine, Flat  # type: ignore[attr-defined]
+    module.Mine, module.Flat, module.Pair = Mine, Flat, Pair  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "my_decoders", module)
 
 
@@ -191,6 +196,7 @@ def test_what_cannot_be_counted_is_none() -> None:
     [
         ("no_such_module:Mine", "decoder.kind=no_such_module:Mine: ModuleNotFoundError: No module named"),
         ("my_decoders:Yours", "decoder.kind=my_decoders:Yours: AttributeError: "),
+        ("my_decoders:Pair", "decoder.kind=my_decoders:Pair: AttributeError: 'tuple' object has no attribute 'shape'"),
         ("my_decoders:Flat", r"makes \(2, 64\) of two codes where \(2, 1, 8, 8\) is needed"),
     ],
 )

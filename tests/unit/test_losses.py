@@ -43,7 +43,7 @@ def test_mse_and_l1_are_per_image() -> None:
 
 
 def test_pairwise_is_the_mean_over_all_pairs_of_squared_differences_of_differences() -> None:
-    prediction, target = pair(2, 1, 3, 3)
+    prediction, target = pair(2, 3, 3, 3)
     for image in range(2):
         d = (prediction - target)[image].flatten().tolist()
         pairs = [(a - b) ** 2 for a, b in itertools.combinations(d, 2)]
@@ -172,28 +172,102 @@ def test_too_many_levels_are_refused() -> None:
 
 
 class Edges(nn.Module):
-    """A feature network of two maps: the colours' sum, and its differences along rows."""
+    """A feature network of two maps: the colours where they are above ImageNet's mean, and differences along rows."""
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        grey = images.sum(1, keepdim=True)
-        return [grey, grey[..., 1:] - grey[..., :-1]]
+        above = images.relu()
+        return [above, above[..., 1:] - above[..., :-1]]
 
 
-def test_the_perceptual_loss_compares_what_a_network_of_the_users_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+class Bare(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images
+
+
+@pytest.fixture
+def my_features(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("my_features")
-    module.edges = Edges  # type: ignore[attr-defined]
+    module.edges, module.bare, module.none = Edges, Bare, lambda: None  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "my_features", module)
-    prediction, target = (image.float() for image in pair(2, 1, 8, 8))
+
+
+@pytest.mark.usefixtures("my_features")
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_perceptual_loss_compares_what_a_network_of_the_users_sees(channels: int) -> None:
+    prediction, target = (image.float() for image in pair(2, channels, 8, 8))
     prediction.requires_grad_()
     actual = loss("perceptual", 8, network="my_features:edges")(prediction, target)
-    # Grey is shown as three equal channels, each divided by ImageNet's deviation; their sum scales differences by:
-    scale = sum(1 / deviation for deviation in (0.229, 0.224, 0.225)) / 2
-    difference = (prediction - target) * scale
-    expected = difference.abs().mean((1, 2, 3)) + (difference[..., 1:] - difference[..., :-1]).abs().mean((1, 2, 3))
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    expected = np.zeros(2)
+    for colour, (mean, deviation) in enumerate([(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]):
+        seen = [
+            np.maximum((image.detach().numpy()[:, colour % channels] / 2 + 0.5 - mean) / deviation, 0)
+            for image in (prediction, target)
+        ]
+        difference = seen[0] - seen[1]
+        expected += np.abs(difference).mean((1, 2)) / 3 + np.abs(np.diff(difference)).mean((1, 2)) / 3
+    np.testing.assert_allclose(actual.detach().numpy(), expected, rtol=1e-5)
     actual.sum().backward()
     assert prediction.grad is not None
     assert prediction.grad.abs().max() > 0
+
+
+@pytest.mark.usefixtures("my_features")
+@pytest.mark.parametrize(
+    ("network", "line"),
+    [
+        ("my_features:bare", "makes Tensor of two images where a list or tuple of feature maps is needed"),
+        ("my_features:none", "AttributeError: 'NoneType' object has no attribute 'eval'"),
+        ("my_features:missing", "AttributeError: module 'my_features' has no attribute 'missing'"),
+    ],
+)
+def test_a_feature_network_that_cannot_be_used_is_one_line(network: str, line: str) -> None:
+    with pytest.raises(UserError, match=f"perceptual_network={network}: {line}"):
+        loss("perceptual", 8, network=network)
+
+
+def vgg16_of(weights: object, layers: nn.Sequential | Exception) -> types.ModuleType:
+    """A stand-in for `torchvision.models`, whose network is `layers`, or fails with it."""
+
+    def vgg16(*, weights: object) -> object:
+        if isinstance(layers, Exception):
+            raise layers
+        return types.SimpleNamespace(features=layers, weights=weights)
+
+    models = types.ModuleType("torchvision.models")
+    models.vgg16, models.VGG16_Weights = vgg16, types.SimpleNamespace(IMAGENET1K_V1=weights)  # type: ignore[attr-defined]
+    return models
+
+
+def test_vgg16_is_compared_behind_the_last_relu_of_four_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Count(nn.Module):
+        """Scales by its number, and tells that it was asked."""
+
+        def __init__(self, number: int) -> None:
+            super().__init__()
+            self.number = number
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            asked.append(self.number)
+            return images + self.number
+
+    asked: list[int] = []
+    # Of VGG16's 31 layers relu1_2, relu2_2, relu3_3 and relu4_3 are 3, 8, 15 and 22 (Simonyan and Zisserman, table 1).
+    monkeypatch.setitem(
+        sys.modules, "torchvision.models", vgg16_of("weights", nn.Sequential(*[Count(number) for number in range(31)]))
+    )
+    prediction, target = (image.float() for image in pair(2, 3, 8, 8))
+    actual = loss("perceptual", 8)(prediction, target)
+    assert asked == [*range(23), *range(23)]
+    deviation = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    torch.testing.assert_close(actual, 4 * ((prediction - target) / 2 / deviation).abs().mean((1, 2, 3)))
+
+
+@pytest.mark.parametrize("failure", [OSError("no route"), RuntimeError("PytorchStreamReader failed\nreading zip")])
+def test_vgg16_without_its_weights_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision.models", vgg16_of("weights", failure))
+    with pytest.raises(UserError, match="perceptual_network=vgg16: torchvision could not load its weights") as caught:
+        loss("perceptual", 32)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")
