@@ -37,6 +37,9 @@ from glo_core.start import PcaStart
 BASE = glo.TrainConfig(decoder=glo.DecoderConfig(kind="seed", filters=(128, 64, 32)))
 """The defaults, but for the decoder"""
 
+RESOLUTION = 32
+"""That the decoders' widths are for"""
+
 OF_BASE = {
     "loss": "mse",
     "start": "pca",
@@ -204,8 +207,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=30_000, help="that each run sees (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
     dataset = glo.Dataset.open(options.dataset)
+    if dataset.config.resolution != RESOLUTION or not len(dataset.held_out().ids):
+        parser.error(
+            f"--dataset {options.dataset}: of {dataset.config.resolution} px with {len(dataset.held_out().ids)} images "
+            f"held out; make one by jobs/preprocess.py --resolution {RESOLUTION} --holdout 0.1"
+        )
+    options.out.mkdir(parents=True, exist_ok=True)
     kept = options.out / "results.jsonl"
     lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     known = {line["key"]: line for line in lines}

@@ -73,7 +73,11 @@ def sharing_batch(decoder: nn.Module, live: torch.Tensor, runtime: Runtime) -> I
 
 
 def mask_batch_norms(module: nn.Module) -> nn.Module:
-    """`module` with every batch norm of PyTorch replaced by one that is exact at every world size."""
+    """`module` with every batch norm of PyTorch replaced by one that is exact at every world size.
+
+    Raises:
+        ValueError: if one keeps no running statistics, or cumulative ones.
+    """
     return _masked(module, {})
 
 
@@ -81,7 +85,11 @@ def _masked(module: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Module:
     if module in known:  # One norm may stand in several places.
         return known[module]
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        masked = MaskedBatchNorm(module.num_features, module.momentum or 0.1, module.eps)
+        if module.momentum is None or not module.track_running_stats:
+            raise ValueError(
+                f"{module}: a batch norm needs running statistics (track_running_stats=True) and a momentum in [0, 1]"
+            )
+        masked = MaskedBatchNorm(module.num_features, module.momentum, module.eps)
         tensors = {name: value for name, value in module.state_dict().items() if name in masked.state_dict()}
         masked.load_state_dict(tensors, strict=False)
         known[module] = masked.requires_grad_(module.affine)

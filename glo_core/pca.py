@@ -45,7 +45,7 @@ class Pca:
         width = min(2 * components + 8, pixels)
         basis = torch.randn(pixels, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
         basis = torch.linalg.qr(basis)[0]
-        captured = 0.0
+        captured = torch.zeros((), dtype=torch.float64, device=device)
         for _ in range(passes):
             product = torch.zeros_like(basis)
             narrow = basis.float()
@@ -55,13 +55,14 @@ class Pca:
             runtime.all_sum(product)
             # Rayleigh-Ritz: the leading eigenvectors of the covariance within the subspace.
             values, rotation = torch.linalg.eigh(basis.T @ product)
-            leading = float(values[-components:].sum())
+            leading = values[-components:].sum()
             ritz = basis @ rotation[:, -components:]
-            basis = torch.linalg.qr(product)[0]
+            basis = torch.linalg.qr(product)[0].contiguous()
+            for tensor in (leading, ritz, basis):
+                runtime.broadcast(tensor)  # Ranks on other hardware may round otherwise, and would end at another pass.
             if leading - captured <= 1e-6 * leading:
                 break
             captured = leading
-        runtime.broadcast(ritz)
         return cls(mean, ritz.float())
 
     def save(self, path: Path) -> None:

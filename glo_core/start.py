@@ -105,7 +105,8 @@ class PcaStart:
         dead = self.components.abs().sum(0) == 0
         codes = torch.where(dead, 1e-2 * noise, scores)
         if config.projection == "ball":
-            return codes / self.radius
+            # Images without any variance have no radius, and their noise is small already.
+            return codes if dead.all() else codes / self.radius
         return to_sphere(torch.where(codes.norm(dim=1, keepdim=True) < 1e-12, noise, codes))
 
     def to_bytes(self) -> bytes:

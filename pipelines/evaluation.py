@@ -115,19 +115,33 @@ class OnHeldOut(NamedTuple):
     ours: Quality
     pca: Quality
 
+    @classmethod
+    def merged(cls, parts: Sequence["OnHeldOut"]) -> "OnHeldOut":
+        """All `parts` in their order."""
+        ids, codes = (np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "codes"))
+        return cls(ids, codes, *(sum((getattr(part, of) for part in parts), Quality()) for of in ("ours", "pca")))
+
 
 @ray.remote
 def held_out_quality(
-    subject: Subject, rows: Int64Array, pca: Pca, start: PcaStart, weights: torch.Tensor, config: InvertConfig
+    subject: Subject,
+    chunks: Sequence[Int64Array],
+    pca: Pca,
+    start: PcaStart,
+    weights: torch.Tensor,
+    config: InvertConfig,
 ) -> OnHeldOut:
-    """Invert the held-out images at `rows`, and compare."""
+    """Invert the held-out images at the rows of each of `chunks`, and compare."""
     checkpoint, dataset = subject.open()
     images, decoder = dataset.held_out(), checkpoint.decoder()
     learned = next(codes for shard in range(checkpoint.code_shards) if len(codes := _codes(checkpoint, shard)))
     inverter = Inverter(decoder, checkpoint.projection, start, weights, torch.from_numpy(learned), config)
-    codes, _ = inverter.codes(images, rows)
-    ours, linear = _compare(decoder, codes, images, rows, pca)
-    return OnHeldOut(images.ids[rows], codes.float().numpy(), ours, linear)
+    parts = []
+    for rows in chunks:
+        codes, _ = inverter.codes(images, rows)
+        ours, linear = _compare(decoder, codes, images, rows, pca)
+        parts.append(OnHeldOut(images.ids[rows], codes.float().numpy(), ours, linear))
+    return OnHeldOut.merged(parts)
 
 
 def _codes(checkpoint: Checkpoint, shard: int) -> Any:
@@ -191,16 +205,18 @@ def evaluate(job: EvaluateJob) -> dict[str, Any]:
 def _measure(
     job: EvaluateJob, subject: Subject, checkpoint: Checkpoint, dataset: Dataset
 ) -> tuple[dict[str, Any], OnHeldOut | None]:
-    images = dataset.images()
     # A training that reached its target kept the PCA of its images, one that started from it a basis for codes.
-    at_end = job.run / "metrics" / f"{checkpoint.position.images_seen}.safetensors"
-    pca = Pca.load(at_end) if at_end.exists() else Pca.fit(images, checkpoint.code_dim, SingleProcess())
-    at_start = job.run / "start.safetensors"
-    start = PcaStart.load(at_start) if at_start.exists() else PcaStart.fit(images, checkpoint.code_dim, SingleProcess())
+    at_end, at_start = (
+        job.run / "metrics" / f"{checkpoint.position.images_seen}.safetensors",
+        job.run / "start.safetensors",
+    )
+    dim, alone = checkpoint.code_dim, SingleProcess()
+    pca = Pca.load(at_end) if at_end.exists() else Pca.fit(dataset.images(), dim, alone)
+    start = PcaStart.load(at_start) if at_start.exists() else PcaStart.fit(dataset.images(), dim, alone)
     kept_pca, kept_start = ray.put(pca), ray.put(start)
     groups = [range(first, checkpoint.code_shards, 8) for first in range(min(8, checkpoint.code_shards))]
-    tasks = [training_quality.remote(subject, list(shards), kept_pca, kept_start, job.seed) for shards in groups]
-    training = functools.reduce(OnTraining.merge, _results(tasks))
+    on_training = [training_quality.remote(subject, list(shards), kept_pca, kept_start, job.seed) for shards in groups]
+    training = functools.reduce(OnTraining.merge, _results(on_training))
     figures = {"train": _figures(training.ours, training.pca)}
     count = len(dataset.held_out().ids)
     count = min(count, job.held_out) if job.held_out else count
@@ -214,15 +230,13 @@ def _measure(
     taken = cost(checkpoint.decoder(), checkpoint.code_dim)
     size = max(1, min(_CHUNK, _ACTIVATIONS // taken.activations)) if taken else _CHUNK // 4
     chunks = np.array_split(np.arange(count), -(-count // size))
-    parts = list(
-        _results([held_out_quality.remote(subject, rows, kept_pca, kept_start, weights, config) for rows in chunks])
+    # Each task opens the held-out blocks once, and fetches them where they are remote: not one task for each chunk.
+    tasks = min(2 * int(ray.cluster_resources()["CPU"]), len(chunks))
+    of_tasks = [[chunks[number] for number in some] for some in np.array_split(np.arange(len(chunks)), tasks)]
+    parts = _results(
+        [held_out_quality.remote(subject, some, kept_pca, kept_start, weights, config) for some in of_tasks]
     )
-    unseen = OnHeldOut(
-        np.concatenate([part.ids for part in parts]),
-        np.concatenate([part.codes for part in parts]),
-        sum((part.ours for part in parts), Quality()),
-        sum((part.pca for part in parts), Quality()),
-    )
+    unseen = OnHeldOut.merged(list(parts))
     return {**figures, "held_out": _figures(unseen.ours, unseen.pca)}, unseen
 
 

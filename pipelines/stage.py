@@ -187,6 +187,14 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
 
 
+def recorded_for_newest(run: Path | str, folder: str) -> dict[str, Any]:
+    """The identity of the stage that made `<run>/<folder>/<images seen>` of the newest checkpoint, if one did."""
+    from glo_core.checkpoint import committed  # Brings PyTorch, which takes seconds: not for `preprocess`.
+
+    record = next((Path(run) / folder / mark.name / "run.json" for mark in committed(Path(run))[-1:]), None)
+    return read_json(record).get("identity", {}) if record is not None and record.exists() else {}
+
+
 def run_id_of(directory: Path) -> str | None:
     """MLflow id of the stage that made `directory`, if it is known."""
     path = directory / "run.json"

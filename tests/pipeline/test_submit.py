@@ -17,12 +17,15 @@ import torch
 from PIL import Image
 
 import glo_core
+import jobs.evaluate
+import jobs.pipeline
 import jobs.train
 from glo_core import UserError
 from glo_core.dataset import Dataset
 from glo_core.files import locked
 from glo_core.pca import Pca
 from jobs.cli import parse
+from pipelines.evaluation import EvaluateJob, evaluate
 from pipelines.settings import TrainJob
 from pipelines.training import run_training
 
@@ -150,6 +153,24 @@ def test_its_evaluation_measures_both_kinds_of_images(submitted: Submitted, mlfl
     experiment = client.get_experiment_by_name("glo")
     (logged,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'evaluate'")
     assert logged.data.metrics["held_out_glo_psnr"] == pytest.approx(unseen["glo"]["psnr"])
+
+
+def test_a_finished_evaluation_is_not_done_again_and_remembers_how_it_was_done(
+    submitted: Submitted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def again(*flags: str) -> EvaluateJob:
+        line = ["--run", str(submitted.root / "run"), *flags]
+        return parse("evaluate", EvaluateJob, argv=line, recorded=jobs.evaluate.recorded)
+
+    assert again().steps == 20  # As the recipe said.
+    done = evaluate(again())
+    assert "is up to date" in capsys.readouterr().out
+    assert done["held_out"] == json.loads((submitted.root / "metrics.json").read_text())["held_out"]
+    with pytest.raises(UserError, match=r"was made with another recipe \(steps: 20 -> 30\)"):
+        evaluate(again("--steps", "30"))
+    whole = jobs.pipeline.recorded({"root": str(submitted.root)})
+    assert (whole["render"]["columns"], whole["evaluate"]["steps"]) == (4, 20)
+    assert whole["fit_prior"]["kinds"] == ["unit", "diagonal", "full"]
 
 
 def refused(job: TrainJob) -> str:

@@ -53,6 +53,12 @@ def test_a_norm_without_weights_gets_none_and_one_in_two_places_stays_one() -> N
     assert [parameter.requires_grad for parameter in exact.parameters()] == [True, True, False, False]
 
 
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(3, momentum=None), nn.BatchNorm1d(3, track_running_stats=False)])
+def test_a_norm_without_a_running_mean_of_its_own_is_refused(norm: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"BatchNorm1d.* needs running statistics"):
+        mask_batch_norms(nn.Sequential(norm))
+
+
 def test_a_batch_is_shared_within_the_block_alone() -> None:
     norm = MaskedBatchNorm(4, momentum=0.1)
     with sharing_batch(norm, LIVE, SingleProcess()):

@@ -63,6 +63,13 @@ def test_the_mean_image_does_not_start_at_zero() -> None:
     torch.testing.assert_close(codes.norm(dim=1), torch.ones(3).double())
 
 
+def test_images_without_variance_start_within_the_ball() -> None:
+    source = TensorImages(torch.full((3, 8, 8, 1), 7, dtype=torch.uint8))
+    config = CodeConfig(dim=4, projection="ball")
+    codes = PcaStart.fit(source, 4, SingleProcess()).codes(config, source, np.arange(3), 0)
+    assert 0 < codes.norm(dim=1).min() <= codes.norm(dim=1).max() <= 1
+
+
 def test_large_images_are_reduced_by_area() -> None:
     images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
     reduced = reduced_pixels(images).reshape(2, 32, 32, 3)
