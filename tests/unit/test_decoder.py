@@ -45,7 +45,7 @@ def test_every_resolution_and_kernel_doubles_exactly(resolution: int, kernel: in
 
 
 @pytest.mark.parametrize("config", KINDS, ids=lambda config: config.kind)
-@pytest.mark.parametrize(("resolution", "channels"), [(8, 1), (16, 3), (64, 3)])
+@pytest.mark.parametrize(("resolution", "channels"), [(8, 1), (16, 3), (64, 3), (256, 1)])
 def test_every_kind_decodes_every_shape_and_learns_from_every_weight(
     config: DecoderConfig, resolution: int, channels: int
 ) -> None:

@@ -128,3 +128,17 @@ def test_the_average_forgets_the_start_and_refreshes_its_statistics(blobs: torch
     with torch.no_grad():
         features = trained.decoder.convolutions[0](trained.table.codes()[:, :, None, None])
     np.testing.assert_allclose(running, features.mean(dim=(0, 2, 3)), atol=2e-3)
+
+
+@pytest.mark.parametrize("clip_norm", [1e-3, 1e3])
+def test_the_decoder_moves_by_its_gradient_no_longer_than_the_clip(blobs: torch.Tensor, clip_norm: float) -> None:
+    found: dict[str, float] = {}
+    runtime = glo.SingleProcess(on_report=lambda _, metrics: found.update(metrics))
+    config = dataclasses.replace(CONFIG, optimizer="sgd", beta1=0, learning_rate=1, average_half_life=0)
+    config = dataclasses.replace(config, clip_norm=clip_norm)
+    trained = glo.train(config, glo.TensorImages(blobs), glo.Phase(target=1), runtime=runtime)
+    start = glo.make_decoder(CONFIG.decoder, code_dim=4, resolution=16, channels=1)
+    pairs = zip(trained.decoder.parameters(), start.parameters(), strict=True)
+    moved = torch.stack([(after - before).norm() for after, before in pairs]).norm()
+    assert 1e-3 < found["gradient_norm"] < 1e3
+    assert moved.item() == pytest.approx(min(clip_norm, found["gradient_norm"]), rel=1e-3)
