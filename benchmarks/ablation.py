@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import glo_core as glo
 from benchmarks.machine import describe
@@ -27,8 +26,7 @@ from glo_core.dataset import BlockImages
 from glo_core.defaults import completed
 from glo_core.files import digest_json
 from glo_core.invert import InvertConfig, Inverter
-from glo_core.losses import to_unit
-from glo_core.metrics import Quality
+from glo_core.metrics import compared
 from glo_core.pca import Pca
 from glo_core.regression import Regression
 from glo_core.runtime import SingleProcess
@@ -119,22 +117,17 @@ def measure(dataset: glo.Dataset, config: glo.TrainConfig, images_to_see: int) -
     regression.add(start.codes(config.code, images, rows, config.seed), learned)
     weights = regression.solve(SingleProcess())
     inverter = Inverter(trained.decoder, config.code.projection, start, weights, learned, InvertConfig())
+    all_unseen = np.arange(len(unseen.ids))
+    codes, _ = inverter.codes(unseen, all_unseen)
+    pca = Pca.fit(images, config.code.dim, SingleProcess())
+    ours, linear = compared(trained.decoder, codes, unseen.gather(all_unseen), pca)
     return {
         "psnr": trained.metrics["psnr"],
         "pca_psnr": trained.metrics["pca_psnr"],
-        **held_out(trained.decoder, inverter, unseen, Pca.fit(images, config.code.dim, SingleProcess())),
+        "held_out_psnr": ours.figures()["psnr"],
+        "held_out_pca_psnr": linear.figures()["psnr"],
         "seconds": seconds,
     }
-
-
-def held_out(decoder: torch.nn.Module, inverter: Inverter, images: BlockImages, pca: Pca) -> dict[str, float]:
-    rows = np.arange(len(images.ids))
-    codes, _ = inverter.codes(images, rows)
-    pixels = images.gather(rows)
-    target = pixels.permute(0, 3, 1, 2).float().div(255)
-    with torch.inference_mode():
-        ours = Quality.of(to_unit(decoder(codes)), target).figures()["psnr"]
-    return {"held_out_psnr": ours, "held_out_pca_psnr": Quality.of(pca.reconstruct(pixels), target).figures()["psnr"]}
 
 
 # ---------------------------------------------------------------- the page

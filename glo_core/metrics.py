@@ -46,6 +46,23 @@ class Quality:
         return {"psnr": psnr(error), "ssim": self.similarity / max(self.images, 1), "mse": error}
 
 
+@torch.inference_mode()
+def compared(decoder: torch.nn.Module, codes: torch.Tensor, pixels: torch.Tensor, pca: Pca) -> tuple[Quality, Quality]:
+    """Quality of what `decoder`, in eval mode, makes of `codes` `[b, dim]`, and of what `pca` makes of the images.
+
+    Args:
+        pixels: the images, uint8 `[b, H, W, C]`.
+    """
+    target = _unit_images(pixels)
+    made = decoder(codes.to(next(decoder.parameters())))
+    return Quality.of(to_unit(made).float(), target), Quality.of(pca.reconstruct(pixels), target)
+
+
+def _unit_images(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 `[b, H, W, C]` -> float32 `[b, C, H, W]` in [0, 1]."""
+    return pixels.permute(0, 3, 1, 2).float().div(255)
+
+
 def reconstruction_psnr(decoder: torch.nn.Module, table: Table, images: ImageSource, runtime: Runtime) -> float:
     """PSNR in dB of `decoder` at its learned codes over the images of all ranks. `decoder` is in eval mode."""
     sums = torch.zeros(2, dtype=torch.float64)
@@ -64,7 +81,7 @@ def pca_psnr(pca: Pca, images: ImageSource, runtime: Runtime) -> float:
     sums = torch.zeros(2, dtype=torch.float64, device=runtime.device)
     for rows in chunks_of_rows(images, _CHUNK):
         some = images.gather(rows).to(runtime.device)
-        target = some.permute(0, 3, 1, 2).float().div(255)
+        target = _unit_images(some)
         sums[0] += (pca.reconstruct(some) - target).square().double().sum()
         sums[1] += target.numel()
     squared, count = runtime.all_sum(sums).tolist()

@@ -23,9 +23,8 @@ from glo_core.files import UserError, read_json, replacing
 from glo_core.grid import grid, in_rows
 from glo_core.hashing import Int64Array
 from glo_core.invert import InvertConfig, Inverter
-from glo_core.losses import to_unit
 from glo_core.memory import keep_freed_memory
-from glo_core.metrics import Quality
+from glo_core.metrics import Quality, compared
 from glo_core.pca import Pca
 from glo_core.regression import Regression
 from glo_core.render import decode_codes
@@ -101,7 +100,7 @@ def training_quality(subject: Subject, shards: Sequence[int], pca: Pca, start: P
         learned = torch.from_numpy(stored["code"][order][np.searchsorted(stored["image_id"][order], images.ids)])
         for rows in chunks_of_rows(images, _CHUNK):
             found.regression.add(start.codes(code, images, rows, seed), learned[rows])
-            ours, linear = _compare(decoder, learned[rows], images, rows, pca)
+            ours, linear = compared(decoder, learned[rows], images.gather(rows), pca)
             found = found._replace(ours=found.ours + ours, pca=found.pca + linear)
     return found
 
@@ -139,23 +138,13 @@ def held_out_quality(
     parts = []
     for rows in chunks:
         codes, _ = inverter.codes(images, rows)
-        ours, linear = _compare(decoder, codes, images, rows, pca)
+        ours, linear = compared(decoder, codes, images.gather(rows), pca)
         parts.append(OnHeldOut(images.ids[rows], codes.float().numpy(), ours, linear))
     return OnHeldOut.merged(parts)
 
 
 def _codes(checkpoint: Checkpoint, shard: int) -> Any:
     return checkpoint.shard(shard, ["code"])["code"]
-
-
-@torch.inference_mode()
-def _compare(
-    decoder: torch.nn.Module, codes: torch.Tensor, images: BlockImages, rows: Int64Array, pca: Pca
-) -> tuple[Quality, Quality]:
-    pixels = images.gather(rows)
-    target = pixels.permute(0, 3, 1, 2).float().div(255)
-    made = decoder(codes.to(next(decoder.parameters())))
-    return Quality.of(to_unit(made).float(), target), Quality.of(pca.reconstruct(pixels), target)
 
 
 def evaluate(job: EvaluateJob) -> dict[str, Any]:
