@@ -141,34 +141,32 @@ def train(
         keeper.finish()  # What was copied before is good.
         raise
     keeper.finish()
-    if stopped and position.images_seen < phase.target:
-        return Trained(
-            decoder=learner.averaged.decoder,
-            table=learner.table,
-            position=position,
-            metrics={},
-            finished=False,
-        )
-    pca = Pca.fit(epochs.images, config.code.dim, runtime)
+    finished = position.images_seen >= phase.target
+    return Trained(
+        decoder=learner.averaged.decoder,
+        table=learner.table,
+        position=position,
+        metrics=_figures(learner, epochs, position.images_seen, run) if finished else {},
+        finished=finished,
+    )
+
+
+def _figures(learner: Learner, epochs: Epochs, images_seen: int, run: Path | None) -> Metrics:
+    """`psnr` and `pca_psnr` over the training images: reported, and kept with the principal components."""
+    runtime = learner.runtime
+    pca = Pca.fit(epochs.images, learner.config.code.dim, runtime)
     metrics = {
         "psnr": reconstruction_psnr(learner.averaged.decoder, learner.table, epochs.images, runtime),
         "pca_psnr": pca_psnr(pca, epochs.images, runtime),
     }
     if runtime.rank == 0:
-        runtime.report(position.images_seen, metrics)
+        runtime.report(images_seen, metrics)
         if run is not None:
-            pca.save(run / "metrics" / f"{position.images_seen}.safetensors")
+            pca.save(run / "metrics" / f"{images_seen}.safetensors")
             write_json(
-                run / "metrics" / f"{position.images_seen}.json",
-                {"format_version": 1, "images_seen": position.images_seen, **metrics},
+                run / "metrics" / f"{images_seen}.json", {"format_version": 1, "images_seen": images_seen, **metrics}
             )
-    return Trained(
-        decoder=learner.averaged.decoder,
-        table=learner.table,
-        position=position,
-        metrics=metrics,
-        finished=True,
-    )
+    return metrics
 
 
 def _newest(config: TrainConfig, images: ImageSource, runtime: Runtime, run: Path | None) -> Checkpoint | None:
