@@ -50,9 +50,11 @@ def run_training(job: TrainJob) -> dict[str, Any]:
         phase, snapshot = next_phase(stage, job, dataset)
         if phase is None:
             done = stage.done or {}
+            grown = dataset.digest != stage.record["phases"][-1]["snapshot"]
             print(
                 f"train: {job.run} has seen {done['images_seen']} images already, nothing to do; "
-                f"--images above that trains on. {_figures(done)}",
+                f"--images above that trains on{', also on what the dataset has got since' if grown else ''}. "
+                f"{_figures(done)}",
                 flush=True,
             )
             _send_rest(stage, job)
