@@ -195,10 +195,8 @@ def _measure(
     job: EvaluateJob, subject: Subject, checkpoint: Checkpoint, dataset: Dataset
 ) -> tuple[dict[str, Any], OnHeldOut | None]:
     # A training that reached its target kept the PCA of its images, one that started from it a basis for codes.
-    at_end, at_start = (
-        job.run / "metrics" / f"{checkpoint.position.images_seen}.safetensors",
-        job.run / "start.safetensors",
-    )
+    at_end = job.run / "metrics" / f"{checkpoint.position.images_seen}.safetensors"
+    at_start = job.run / "start.safetensors"
     dim, alone = checkpoint.code_dim, SingleProcess()
     pca = Pca.load(at_end) if at_end.exists() else Pca.fit(dataset.images(), dim, alone)
     start = PcaStart.load(at_start) if at_start.exists() else PcaStart.fit(dataset.images(), dim, alone)
@@ -220,7 +218,8 @@ def _measure(
     size = max(1, min(_CHUNK, _ACTIVATIONS // taken.activations)) if taken else _CHUNK // 4
     chunks = np.array_split(np.arange(count), -(-count // size))
     # Each task opens the held-out blocks once, and fetches them where they are remote: not one task for each chunk.
-    tasks = min(2 * int(ray.cluster_resources()["CPU"]), len(chunks))
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 0)))  # None yet, where workers are still to start.
+    tasks = min(2 * cpus, len(chunks))
     of_tasks = [[chunks[number] for number in some] for some in np.array_split(np.arange(len(chunks)), tasks)]
     parts = _results(
         [held_out_quality.remote(subject, some, kept_pca, kept_start, weights, config) for some in of_tasks]
