@@ -47,9 +47,7 @@ OF_BASE = {
     "batch": "16",
     "decoder": "seed",
     "code dimension": "32",
-    "code noise": "0",
     "averaging": "half-life of 50,000 images",
-    "mirroring": "none",
 }
 """The base's value of what is varied, at 32 px and fewer than 32,768 images"""
 
@@ -83,10 +81,7 @@ def variants() -> Iterator[Variant]:
         yield "decoder", kind, {"decoder": decoder}
     for dim in (16, 64, 128, 256):
         yield "code dimension", str(dim), {"code.dim": dim}
-    for noise in (0.05, 0.2):
-        yield "code noise", f"{noise:g}", {"code.noise": noise}
     yield "averaging", "none", {"average_half_life": 0.0}
-    yield "mirroring", "8 dimensions", {"code.mirrored": 8}
 
 
 def changed(config: glo.TrainConfig, changes: dict[str, Any]) -> glo.TrainConfig:
@@ -110,7 +105,7 @@ def measure(dataset: glo.Dataset, config: glo.TrainConfig, images_to_see: int) -
     """Train once; PSNR in dB on training and held-out images, PCA's beside them, and seconds of training."""
     images, unseen = dataset.images(), dataset.held_out()
     trained, seconds = timed_training(config, images, images_to_see)
-    start = PcaStart.fit(images, config.code.dim, SingleProcess(), mirrored=config.code.mirrored)
+    start = PcaStart.fit(images, config.code.dim, SingleProcess())
     regression = Regression(config.code.dim)
     rows = np.arange(len(images.ids))
     learned = trained.table.codes()

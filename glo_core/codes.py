@@ -8,11 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
 
 from glo_core.config import Config
-from glo_core.hashing import Int64Array, key64, mix64
+from glo_core.hashing import Int64Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +38,6 @@ class CodeConfig(Config):
     """Decay of Adam's second moment, per update of the row"""
     decay: float = 0.0
     """Weight of half the squared norm of a raw code beside its image's loss"""
-    noise: float = 0.0
-    """Root mean square norm of Gaussian noise on each code in training, new every epoch; codes have norm 1 at most"""
-    mirrored: int = 0
-    """Last dimensions of each code that change sign where its image is mirrored: half of the visits train the mirror
-    image so; 0 mirrors none"""
 
     def __post_init__(self) -> None:
         if self.dim < 0:
@@ -52,11 +46,8 @@ class CodeConfig(Config):
             raise ValueError(f"`code.learning_rate` (={self.learning_rate}) must be at least 0")
         if not self.start_scale > 0:
             raise ValueError(f"`code.start_scale` (={self.start_scale}) must be above 0")
-        if not 0 <= self.mirrored <= (self.dim or self.mirrored):  # Where the rule chooses dim, it is checked then.
-            raise ValueError(f"`code.mirrored` (={self.mirrored}) must be at least 0 and at most dim ({self.dim})")
-        for name in ("decay", "noise"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"`code.{name}` (={getattr(self, name)}) must be at least 0")
+        if not self.decay >= 0:
+            raise ValueError(f"`code.decay` (={self.decay}) must be at least 0")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`code.{name}` (={getattr(self, name)}) must be at least 0 and below 1")
@@ -73,19 +64,6 @@ def to_ball(codes: torch.Tensor) -> torch.Tensor:
 
 
 PROJECTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"sphere": to_sphere, "ball": to_ball}
-
-
-def mirror_signs(config: CodeConfig, seed: int, ids: Int64Array, epoch: int) -> torch.Tensor | None:
-    """Factors of the codes of `ids` (int64 `[b]`): -1 in the last `config.mirrored` dimensions of half of them.
-
-    Another half each epoch. float32 `[b, dim]`; None where no image is mirrored.
-    """
-    if not config.mirrored:
-        return None
-    flipped = mix64(key64("mirror", seed, epoch), ids) >> np.uint64(63) == 1
-    signs = torch.ones(len(ids), config.dim)
-    signs[flipped, -config.mirrored :] = -1
-    return signs
 
 
 def _on_host(tensor: torch.Tensor) -> torch.Tensor:

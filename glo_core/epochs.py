@@ -10,7 +10,7 @@ import torch
 
 from glo_core import order
 from glo_core.cache import Cache, ResidentImages, cached
-from glo_core.codes import CodeTable, Table, mirror_signs, raw_name
+from glo_core.codes import CodeTable, Table, raw_name
 from glo_core.dataset import ImageSource
 from glo_core.files import UserError, write_bytes
 from glo_core.runtime import Runtime
@@ -104,13 +104,10 @@ class Epochs:
         return order.LaneEpoch(rows, np.concatenate([lane.live for lane in dealt], axis=1))
 
     def batches_of_codes(self, table: Table, steps: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Codes `[b, dim]` and live mask `[b]` of the first `steps` steps of epoch 0, half negated if mirrored."""
+        """Codes `[b, dim]` and live mask `[b]` of the first `steps` steps of epoch 0."""
         raw = table.held.raw
         for rows, live in itertools.islice(self.steps_from(self.orders(0), 0), steps):
-            codes = table.codes(torch.from_numpy(rows))
-            signs = mirror_signs(self.config.code, self.config.seed, self.images.ids[rows], 0)
-            codes = codes if signs is None else codes * signs.to(codes)
-            yield codes, torch.from_numpy(live).to(raw.device, raw.dtype)
+            yield table.codes(torch.from_numpy(rows)), torch.from_numpy(live).to(raw.device, raw.dtype)
 
     def table(self, runtime: Runtime, run: Path | None, scratch: Path | None) -> Table:
         """The codes of this rank at their start; a run keeps its PCA basis."""
@@ -143,7 +140,7 @@ def _pca_start(config: TrainConfig, images: ImageSource, runtime: Runtime, run: 
     # All ranks must take the same branch: rank 0 decides.
     if kept is not None and runtime.gather(kept.exists())[0]:
         return PcaStart.load(kept)
-    start = PcaStart.fit(images, config.code.dim, runtime, mirrored=config.code.mirrored)
+    start = PcaStart.fit(images, config.code.dim, runtime)
     if kept is not None and runtime.rank == 0:
         write_bytes(kept, start.to_bytes())
     return start

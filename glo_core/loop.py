@@ -51,8 +51,7 @@ class Phase:
             "constant": 1.0,
         }
         of_codes = config.schedule if config.code.schedule == "same" else config.code.schedule
-        decoder = 0.0 if seen < config.codes_first else rise * factors[config.schedule]
-        return Rates(decoder, rise * factors[of_codes])
+        return Rates(rise * factors[config.schedule], rise * factors[of_codes])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +113,7 @@ def train(
             batches = meter.waiting_for(epochs.batches(orders, position.step))
             for step, batch in enumerate(batches, position.step):
                 rates = phase.rates(position.images_seen, config)
-                sums = learner.step(batch, rates, position.epoch)
+                sums = learner.step(batch, rates)
                 before, position = position, _advance(position, epochs)
                 seen = position.images_seen - before.images_seen
                 learner.averaged.update(learner.decoder, position.images_seen, seen)

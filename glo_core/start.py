@@ -56,13 +56,8 @@ class PcaStart:
         self.mean, self.components, self.scale, self.radius = mean, components, scale, radius
 
     @classmethod
-    def fit(cls, images: ImageSource, dim: int, runtime: Runtime, *, mirrored: int = 0) -> Self:
-        """One pass over the images of all ranks for the covariance, a second for the norms of the scores.
-
-        Args:
-            mirrored: as `CodeConfig.mirrored`. The covariance is then that of all images and their mirror images; it
-                has even and odd eigenvectors, and the odd ones, whose scores change sign with the image, come last.
-        """
+    def fit(cls, images: ImageSource, dim: int, runtime: Runtime) -> Self:
+        """One pass over the images of all ranks for the covariance, a second for the norms of the scores."""
         side = min(images.resolution, PCA_SIDE)
         pixels = side**2 * images.channels
         device = runtime.device
@@ -75,8 +70,8 @@ class PcaStart:
             products.addmm_(chunk.T, chunk)
         for sums in (count, total, products):
             runtime.all_sum(sums)
-        mirror = torch.arange(pixels, device=device).view(side, side, -1).flip(1).flatten()
-        mean, components, scale = _principal(total / count, products / count, dim, mirrored, mirror)
+        mean = total / count
+        components, scale = _principal(products / count - torch.outer(mean, mean), dim)
         for tensor in (components, scale):
             runtime.broadcast(tensor)  # Ranks on other hardware may round the eigenvectors otherwise.
         start = cls(mean.cpu(), components.cpu(), scale.cpu(), torch.ones(()).double())
@@ -117,41 +112,15 @@ class PcaStart:
         return cls(**read_tensors(path))
 
 
-def _principal(
-    mean: torch.Tensor, moment: torch.Tensor, dim: int, mirrored: int, mirror: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean `[pixels]`, components `[pixels, dim]` and scale `[]`, as `PcaStart` holds them.
-
-    Args:
-        mean: of the images, float64 `[pixels]`.
-        moment: their second moments, float64 `[pixels, pixels]`.
-        dim: columns of the components.
-        mirrored: how many of them, the last, change sign with the mirror image; 0 takes the images as they are.
-        mirror: places of the pixels in the mirror image, int64 `[pixels]`.
-    """
-    parts = [(0, dim, moment - torch.outer(mean, mean))]
-    if mirrored:
-        mean, moment = (mean + mean[mirror]) / 2, (moment + moment[mirror][:, mirror]) / 2
-        covariance = moment - torch.outer(mean, mean)
-        even, odd = (covariance + covariance[:, mirror]) / 2, (covariance - covariance[:, mirror]) / 2
-        parts = [(dim - mirrored, mirrored, odd)]
-        parts += [(0, dim - mirrored, even)] if mirrored < dim else []
-    components = mean.new_zeros(len(mean), dim)
-    found = [(first, *_leading(covariance, width)) for first, width, covariance in parts]
-    largest = torch.stack([variances[0] for _, variances, _ in found]).max()
-    for first, variances, vectors in found:
-        live = variances > largest * 1e-10
-        # An eigenvector's sign is arbitrary: make its largest entry positive.
-        signs = torch.sign(vectors.gather(0, vectors.abs().argmax(0, keepdim=True)))
-        components[:, first : first + len(variances)] = vectors * signs * live
-    scale = torch.stack([variances.sum() for _, variances, _ in found]).sum().sqrt().clamp_min(1e-12)
-    return mean, components, scale
-
-
-def _leading(covariance: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `count` largest eigenvalues, falling, `[<= count]`, and their unit eigenvectors `[n, <= count]`."""
-    values, vectors = torch.linalg.eigh(covariance)
-    return values.flip(0)[:count].clamp_min(0), vectors.flip(1)[:, :count]
+def _principal(covariance: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Components `[pixels, dim]` and scale `[]`, as `PcaStart` holds them, of a covariance `[pixels, pixels]`."""
+    values, vectors = torch.linalg.eigh(covariance)  # Ascending.
+    variances, vectors = values.flip(0)[:dim].clamp_min(0), vectors.flip(1)[:, :dim]
+    # An eigenvector's sign is arbitrary: make its largest entry positive.
+    signs = torch.sign(vectors.gather(0, vectors.abs().argmax(0, keepdim=True)))
+    components = covariance.new_zeros(len(covariance), dim)
+    components[:, : len(variances)] = vectors * signs * (variances > variances[0] * 1e-10)
+    return components, variances.sum().sqrt().clamp_min(1e-12)
 
 
 def chunks_of_rows(images: ImageSource, size: int = CHUNK) -> Iterator[Int64Array]:

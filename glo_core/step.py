@@ -12,11 +12,11 @@ import numpy.typing as npt
 import torch
 
 from glo_core.average import AveragedDecoder
-from glo_core.codes import PROJECTIONS, CodeConfig, Table, mirror_signs
+from glo_core.codes import CodeConfig, Table
 from glo_core.config import Config
 from glo_core.dataset import ImageSource
 from glo_core.decoder import DecoderConfig, Shape, make_decoder
-from glo_core.hashing import Int64Array, key64, mix64, normal
+from glo_core.hashing import Int64Array
 from glo_core.losses import PyramidConfig, loss_terms, make_loss, mse, to_target, to_unit
 from glo_core.norm import sharing_batch
 from glo_core.runtime import Runtime
@@ -54,8 +54,6 @@ class TrainConfig(Config):
     """Of both learning rates: cosine decay to 0 over the images of a phase, none, or a factor every so many images"""
     warm_up: int = 0
     """Images over which both learning rates rise to their peak at a phase's start"""
-    codes_first: int = 0
-    """Images at a phase's start that train their codes alone, the decoder as it is"""
     decay: float = 0.5
     """Factor of the step schedule"""
     decay_every: int = 1_000_000
@@ -76,7 +74,7 @@ class TrainConfig(Config):
             raise ValueError(f"`batch_size` (={self.batch_size}) must be at least 1, or 0 for the rule's")
         if not self.learning_rate >= 0:
             raise ValueError(f"`learning_rate` (={self.learning_rate}) must be at least 0")
-        for name, least in (("warm_up", 0), ("codes_first", 0), ("decay_every", 1)):
+        for name, least in (("warm_up", 0), ("decay_every", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` (={getattr(self, name)}) must be at least {least}")
         for name in ("beta1", "beta2"):
@@ -94,7 +92,6 @@ class Rates(NamedTuple):
     """What the schedules multiply the learning rates with at some step."""
 
     decoder: float
-    """0 leaves the decoder as it is"""
     codes: float
 
 
@@ -123,12 +120,11 @@ class Learner:
         self.optimizer = _optimizer(config, self.decoder)
         self.table = table
 
-    def step(self, batch: Batch, rates: Rates, epoch: int = 0) -> torch.Tensor:
+    def step(self, batch: Batch, rates: Rates) -> torch.Tensor:
         """Train on one batch.
 
         Args:
             rates: multiply the learning rates, from the schedules.
-            epoch: with the seed and an image's id it decides the noise on the image's code, and whether it is mirrored.
 
         Returns:
             This rank's sums over live images of: loss, squared error of the clamped image on [0, 1] per pixel,
@@ -139,15 +135,10 @@ class Learner:
         places, codes = self.table.bring(batch.rows), self.table.held
         live = torch.from_numpy(batch.live).to(device, self.dtype)
         target = to_target(batch.images.to(device, non_blocking=True), self.dtype)
-        signs = mirror_signs(self.config.code, self.config.seed, self.table.ids[batch.rows], epoch)
-        if signs is not None:
-            signs = signs.to(device, self.dtype)
-            target = torch.where(signs[:, -1:, None, None] < 0, target.flip(3), target)
         raw = codes.raw[places].requires_grad_()
         self.optimizer.zero_grad(set_to_none=True)
         with sharing_batch(self.decoder, live, self.runtime):  # The backward pass may compute a norm anew.
-            projected = self._noisy(codes.project(raw), batch.rows, epoch)
-            prediction = self.decoder(projected if signs is None else projected * signs)
+            prediction = self.decoder(codes.project(raw))
             losses = self.loss(prediction, target)
             (losses * live).sum().backward()
         gradient = self._step_decoder(rates.decoder)
@@ -160,15 +151,6 @@ class Learner:
             norm, pull = raw.norm(dim=1), raw.grad.norm(dim=1)
             each = torch.stack([losses, squared, norm, norm.square(), pull, gradient.expand_as(norm)])
             return each.double() @ live.double()
-
-    def _noisy(self, codes: torch.Tensor, rows: Int64Array, epoch: int) -> torch.Tensor:
-        """`codes` `[b, dim]` of the table's `rows` with this epoch's noise, if there is any."""
-        config = self.config.code
-        if not config.noise:
-            return codes
-        key = key64("noise", self.config.seed, epoch)
-        noise = torch.from_numpy(normal(key, mix64(key, self.table.ids[rows]).view(np.int64), config.dim))
-        return PROJECTIONS[config.projection](codes + config.noise / config.dim**0.5 * noise.to(codes))
 
     def _step_decoder(self, rate_factor: float) -> torch.Tensor:
         gradients = [p.grad for p in self.decoder.parameters() if p.grad is not None]
@@ -184,8 +166,7 @@ class Learner:
             torch._foreach_mul_(gradients, (self.config.clip_norm / norm.clamp_min(1e-12)).clamp_max(1))
         for group in self.optimizer.param_groups:
             group["lr"] = rate_factor * self.config.learning_rate
-        if rate_factor:
-            self.optimizer.step()
+        self.optimizer.step()
         return norm
 
 

@@ -23,7 +23,7 @@ from glo_core.runtime import Metrics
 CONFIG = glo.TrainConfig(
     batch_size=16,
     precision="float64",
-    code=glo.CodeConfig(dim=4, mirrored=2, noise=0.05),
+    code=glo.CodeConfig(dim=4),
     decoder=glo.DecoderConfig(kind="seed", filters=(16, 8), kernel_size=5),
 )
 

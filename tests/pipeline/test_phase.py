@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import glo_core as glo
-from glo_core.files import UserError
 from glo_core.step import TrainConfig
 from jobs.cli import parse
 from pipelines import phases
@@ -83,13 +82,6 @@ def test_the_rules_choice_stays_when_the_dataset_grows(tmp_path: Path) -> None:
     assert (job.batch_size, job.code.dim, job.decoder.filters) == (16, 24, (32, 16, 8, 8))
     new = complete(TrainJob(dataset="/d", run=tmp_path / "other"), dataset)
     assert (new.batch_size, new.code.dim, new.decoder.filters) == (256, 64, (384, 192, 96, 48))
-
-
-def test_what_does_not_go_with_the_rules_choice_is_refused_in_one_line(tmp_path: Path) -> None:
-    dataset: Any = SimpleNamespace(num_train=1000, config=SimpleNamespace(resolution=32))
-    job = TrainJob(dataset="/d", run=tmp_path, code=glo.CodeConfig(mirrored=64))
-    with pytest.raises(UserError, match=r"`code.mirrored` \(=64\) must be at least 0 and at most dim \(32\)"):
-        complete(job, dataset)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 import torch
 
 from glo_core.codes import CodeConfig
@@ -32,17 +31,6 @@ def test_sphere_codes_are_unit_and_ball_codes_fill_the_ball(blobs: torch.Tensor)
     norms = start.codes(CodeConfig(dim=5, projection="ball"), source, np.arange(len(source.ids)), 0).norm(dim=1)
     assert 0.97 <= (norms <= 1).double().mean() <= 1
     assert norms.quantile(0.99) > 0.98
-
-
-def test_scores_of_a_mirrored_image_differ_in_the_sign_of_the_last(blobs: torch.Tensor) -> None:
-    start = PcaStart.fit(TensorImages(blobs), 6, SingleProcess(), mirrored=2)
-    scores, mirror = start.scores(reduced_pixels(blobs)), start.scores(reduced_pixels(blobs.flip(2)))
-    torch.testing.assert_close(mirror, scores * torch.tensor([1, 1, 1, 1, -1, -1]))
-    both = torch.cat([scores, mirror])
-    assert both.square().sum(1).mean() == pytest.approx(1)
-    # Principal components of all images and their mirror images: uncorrelated.
-    covariance = both.T @ both
-    assert (covariance - torch.diag(covariance.diagonal())).abs().max() < 1e-9 * len(both)
 
 
 def test_dimensions_above_the_rank_get_small_noise() -> None:
