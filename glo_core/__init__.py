@@ -7,28 +7,43 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from glo_core.blocks import DatasetConfig
-    from glo_core.checkpoint import Checkpoint
-    from glo_core.codes import CodeConfig, CodeTable
-    from glo_core.dataset import Dataset, TensorImages
-    from glo_core.decoder import DecoderConfig, make_decoder
-    from glo_core.files import UserError
-    from glo_core.keeper import Intervals
-    from glo_core.loop import Phase, Trained, train
-    from glo_core.runtime import SingleProcess, TorchDistributed
-    from glo_core.step import TrainConfig
+    from glo_core.checkpoint.reader import Checkpoint
+    from glo_core.codes.config import CodeConfig
+    from glo_core.codes.table import CodeTable
+    from glo_core.common.errors import UserError
+    from glo_core.common.runtime import SingleProcess, TorchDistributed
+    from glo_core.data.dataset import Dataset
+    from glo_core.data.image_source import TensorImages
+    from glo_core.dataset_format.config import DatasetConfig
+    from glo_core.decoder.build import make_decoder
+    from glo_core.decoder.config import DecoderConfig
+    from glo_core.training.config import Intervals, TrainConfig
+    from glo_core.training.loop import TrainResult, train
+    from glo_core.training.schedule import Phase
 
 _HOMES = {
-    "blocks": ("DatasetConfig",),
-    "checkpoint": ("Checkpoint",),
-    "codes": ("CodeConfig", "CodeTable"),
-    "dataset": ("Dataset", "TensorImages"),
-    "decoder": ("DecoderConfig", "make_decoder"),
-    "files": ("UserError",),
-    "keeper": ("Intervals",),
-    "loop": ("Phase", "Trained", "train"),
-    "runtime": ("SingleProcess", "TorchDistributed"),
-    "step": ("TrainConfig",),
+    "checkpoint.reader": ("Checkpoint",),
+    "codes.config": ("CodeConfig",),
+    "codes.table": ("CodeTable",),
+    "common.errors": ("UserError",),
+    "common.runtime": (
+        "SingleProcess",
+        "TorchDistributed",
+    ),
+    "data.dataset": ("Dataset",),
+    "data.image_source": ("TensorImages",),
+    "dataset_format.config": ("DatasetConfig",),
+    "decoder.build": ("make_decoder",),
+    "decoder.config": ("DecoderConfig",),
+    "training.config": (
+        "Intervals",
+        "TrainConfig",
+    ),
+    "training.loop": (
+        "TrainResult",
+        "train",
+    ),
+    "training.schedule": ("Phase",),
 }
 
 __all__ = [
@@ -44,7 +59,7 @@ __all__ = [
     "TensorImages",
     "TorchDistributed",
     "TrainConfig",
-    "Trained",
+    "TrainResult",
     "UserError",
     "make_decoder",
     "train",

@@ -1,6 +1,6 @@
 """Command lines and recipes: flags are made from a typed config, Pydantic checks them, a mistake is one line.
 
-Later layers win: what a finished stage recorded | the recipe's section | the flags.
+Later layers win: what a finished stage saved_config | the recipe's section | the flags.
 """
 
 import argparse
@@ -15,8 +15,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import pydantic
 import yaml
 
-from glo_core.files import UserError
-from glo_core.location import Location
+from glo_core.common.errors import UserError
+from glo_core.common.location import Location
 
 Config = TypeVar("Config")
 Values = dict[str, Any]
@@ -30,17 +30,17 @@ def main(
     config_type: type[Config],
     run: Callable[[Config], Any],
     *,
-    recorded: Callable[[Values], Values] | None = None,
+    saved_config: Callable[[Values], Values] | None = None,
     argv: Sequence[str] | None = None,
 ) -> None:
     """Parse the command line of job `name`, run it, and end the process.
 
     Args:
         config_type: a dataclass with a documented field for each flag.
-        recorded: given the values so far, those that an earlier run of the same outputs recorded.
+        saved_config: given the values so far, those that an earlier run of the same outputs saved_config.
     """
     try:
-        run(parse(name, config_type, recorded=recorded, argv=argv))
+        run(parse(name, config_type, saved_config=saved_config, argv=argv))
     except UserError as error:
         sys.exit(f"{name}: error: {error}")
     except OSError as error:
@@ -54,7 +54,7 @@ def parse(
     name: str,
     config_type: type[Config],
     *,
-    recorded: Callable[[Values], Values] | None = None,
+    saved_config: Callable[[Values], Values] | None = None,
     argv: Sequence[str] | None = None,
 ) -> Config:
     """The config that the command line and its recipe describe.
@@ -67,8 +67,8 @@ def parse(
     values: Values = _read_recipe(Path(recipe), name) if recipe else {}
     for flag, value in flags.items():
         _enter(values, flag.split("."), value)
-    if recorded is not None:
-        values = _layered(recorded(values), values)
+    if saved_config is not None:
+        values = _layered(saved_config(values), values)
     try:
         config = pydantic.TypeAdapter(config_type).validate_python(_numbers(values))
     except pydantic.ValidationError as error:

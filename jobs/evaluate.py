@@ -3,14 +3,15 @@
 from typing import Any
 
 from jobs.cli import main
-from pipelines.evaluation import EvaluateJob, evaluate
-from pipelines.stage import recorded_for_newest
+from pipelines.common.stage import saved_config_of_newest
+from pipelines.config import EvaluateJob
+from pipelines.evaluate import evaluate
 
 
-def recorded(values: dict[str, Any]) -> dict[str, Any]:
+def saved_config(values: dict[str, Any]) -> dict[str, Any]:
     """What was asked for when the newest checkpoint had its turn."""
-    return recorded_for_newest(values.get("run", ""), "evaluation")
+    return saved_config_of_newest(values.get("run", ""), "evaluation")
 
 
 if __name__ == "__main__":
-    main("evaluate", EvaluateJob, evaluate, recorded=recorded)
+    main("evaluate", EvaluateJob, evaluate, saved_config=saved_config)

@@ -3,14 +3,15 @@
 from typing import Any
 
 from jobs.cli import main
-from pipelines.fit_prior import FitPriorJob, fit_prior
-from pipelines.stage import recorded_for_newest
+from pipelines.common.stage import saved_config_of_newest
+from pipelines.config import FitPriorJob
+from pipelines.fit_prior import fit_prior
 
 
-def recorded(values: dict[str, Any]) -> dict[str, Any]:
+def saved_config(values: dict[str, Any]) -> dict[str, Any]:
     """What was asked for when the newest checkpoint had its turn."""
-    return recorded_for_newest(values.get("run", ""), "prior")
+    return saved_config_of_newest(values.get("run", ""), "prior")
 
 
 if __name__ == "__main__":
-    main("fit_prior", FitPriorJob, fit_prior, recorded=recorded)
+    main("fit_prior", FitPriorJob, fit_prior, saved_config=saved_config)

@@ -5,18 +5,19 @@ from typing import Any
 
 from jobs import evaluate, fit_prior, preprocess, render, train
 from jobs.cli import main
-from pipelines.whole import PipelineJob, run_pipeline
+from pipelines.config import PipelineJob
+from pipelines.pipeline import run_pipeline
 
 
-def recorded(values: dict[str, Any]) -> dict[str, Any]:
-    """What the stages below the root recorded."""
+def saved_config(values: dict[str, Any]) -> dict[str, Any]:
+    """What the stages below the root saved_config."""
     root = Path(values.get("root", ""))
     of_run = {"train": train, "fit_prior": fit_prior, "render": render, "evaluate": evaluate}
     return {
-        "preprocess": preprocess.recorded({"dataset": str(root / "dataset")}),
-        **{name: job.recorded({"run": root / "run"}) for name, job in of_run.items()},
+        "preprocess": preprocess.saved_config({"dataset": str(root / "dataset")}),
+        **{name: job.saved_config({"run": root / "run"}) for name, job in of_run.items()},
     }
 
 
 if __name__ == "__main__":
-    main("pipeline", PipelineJob, run_pipeline, recorded=recorded)
+    main("pipeline", PipelineJob, run_pipeline, saved_config=saved_config)

@@ -3,13 +3,14 @@
 import dataclasses
 from typing import Any
 
-from glo_core.blocks import read_config
-from glo_core.location import Location
+from glo_core.common.location import Location
+from glo_core.dataset_format.config import read_config
 from jobs.cli import main
-from pipelines.ingest import PreprocessJob, preprocess
+from pipelines.preprocess.config import PreprocessJob
+from pipelines.preprocess.job import preprocess
 
 
-def recorded(values: dict[str, Any]) -> dict[str, Any]:
+def saved_config(values: dict[str, Any]) -> dict[str, Any]:
     """The configuration of a dataset that is there already."""
     if "dataset" not in values or not (Location(values["dataset"]) / "dataset.json").exists():
         return {}
@@ -17,4 +18,4 @@ def recorded(values: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main("preprocess", PreprocessJob, preprocess, recorded=recorded)
+    main("preprocess", PreprocessJob, preprocess, saved_config=saved_config)

@@ -3,14 +3,15 @@
 from typing import Any
 
 from jobs.cli import main
-from pipelines.rendering import RenderJob, render
-from pipelines.stage import recorded_for_newest
+from pipelines.common.stage import saved_config_of_newest
+from pipelines.config import RenderJob
+from pipelines.render import render
 
 
-def recorded(values: dict[str, Any]) -> dict[str, Any]:
+def saved_config(values: dict[str, Any]) -> dict[str, Any]:
     """What was asked for when the newest checkpoint had its turn."""
-    return recorded_for_newest(values.get("run", ""), "grids")
+    return saved_config_of_newest(values.get("run", ""), "grids")
 
 
 if __name__ == "__main__":
-    main("render", RenderJob, render, recorded=recorded)
+    main("render", RenderJob, render, saved_config=saved_config)

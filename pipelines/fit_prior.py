@@ -1,26 +1,18 @@
 """Fit the prior: moments of each code shard in its own Ray task, merged, and a Gaussian of each kind."""
 
 import functools
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from glo_core.checkpoint import Checkpoint
-from glo_core.files import UserError
-from glo_core.prior import GaussianPrior, Moments, PriorConfig
-from pipelines.session import ray_session
-from pipelines.stage import Input, identity_of, open_stage, run_id_of
-from pipelines.tracking import TrackingConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitPriorJob(PriorConfig, TrackingConfig):
-    """Fit distributions to the learned codes of a run's newest checkpoint."""
-
-    run: Path
-    """Directory of the run"""
+from glo_core.checkpoint.reader import Checkpoint
+from glo_core.common.errors import UserError
+from glo_core.sampling.config import PriorConfig
+from glo_core.sampling.gaussian_prior import GaussianPrior, Moments
+from pipelines.common.ray_session import ray_session
+from pipelines.common.stage import Input, identity_of, open_stage, run_id_of
+from pipelines.config import FitPriorJob
 
 
 def prior_directory(run: Path, images_seen: int) -> Path:

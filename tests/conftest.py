@@ -1,12 +1,35 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests: a real Ray head, a real MLflow server, images."""
 
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.helpers.paths import ROOT
+from tests.helpers.processes import Head, end, free_port, wait_for
+
+Job = Callable[..., subprocess.CompletedProcess[str]]
+
+# Before anything imports Ray: one secret for the head and for everything that talks to it.
+os.environ |= {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "PYTHONPATH": str(ROOT),
+}
+os.environ.pop("RAY_ADDRESS", None)
+os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 @pytest.fixture
@@ -17,3 +40,59 @@ def blobs() -> torch.Tensor:
     y, x = np.mgrid[:16, :16]
     distance = (y - centres[:, :1, None]) ** 2 + (x - centres[:, 1:, None]) ** 2
     return torch.from_numpy((255 * np.exp(-distance / 8)).round().astype(np.uint8))[..., None]
+
+
+@pytest.fixture(scope="session")
+def head() -> Iterator[Head]:
+    # Ray's Unix sockets allow 107 bytes: a short directory of its own.
+    scratch = Path(tempfile.mkdtemp(prefix="glo", dir="/tmp"))
+    port, dashboard, agent = free_port(), free_port(), free_port()
+    command = ["start", "--head", "--block", "--num-cpus=2", f"--port={port}", f"--dashboard-port={dashboard}",
+               "--dashboard-host=127.0.0.1", "--include-dashboard=true", f"--temp-dir={scratch}",
+               "--node-ip-address=127.0.0.1",
+               f"--dashboard-agent-listen-port={agent}"]  # fmt: skip  # Another Ray here has the usual one.
+    with (scratch / "head.log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "ray.scripts.scripts", *command], stdout=log, stderr=log)
+    try:
+        wait_for(f"http://127.0.0.1:{dashboard}/api/version", process, scratch / "head.log")
+        yield Head(process, f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}")
+    finally:
+        end(process)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@pytest.fixture
+def job(head: Head) -> Job:
+    """Run `python jobs/<name>.py ...` on the head, to its end."""
+
+    def run(name: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *map(str, arguments)]
+        environment = os.environ | {"RAY_ADDRESS": head.address}
+        return subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, **options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def session(head: Head) -> Iterator[None]:
+    """This process as a driver on the head: jobs that it calls as functions share warm workers."""
+    import ray
+
+    ray.init(address=head.address, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    place, port = tmp_path_factory.mktemp("mlflow"), free_port()
+    command = ["server", "--backend-store-uri", f"sqlite:///{place}/mlflow.db", "--artifacts-destination",
+               str(place / "artifacts"), "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]  # fmt: skip
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (place / "log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "mlflow", *command], stdout=log, stderr=log, env=environment)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", process, place / "log")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        end(process)

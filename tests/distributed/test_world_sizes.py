@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import glo_core as glo
-from glo_core.checkpoint import committed
+from glo_core.checkpoint.layout import committed_checkpoints
 
 SCRIPT = Path(__file__).with_name("train_ranks.py")
 
@@ -54,7 +54,7 @@ def test_losses_and_codes_are_those_of_one_process(
     other = three if world_size == 3 else tmp_path
     shared = losses_of(three) if world_size == 3 else train(world_size, tmp_path, 1200)
     np.testing.assert_allclose(shared, losses, rtol=1e-9)
-    by_clock = int(committed(other)[-2].name) > 640
+    by_clock = int(committed_checkpoints(other)[-2].name) > 640
     assert by_clock == (world_size == 2)
     ids, codes = glo.Checkpoint.latest(run).codes()
     other_ids, other_codes = glo.Checkpoint.latest(other).codes()
@@ -71,7 +71,7 @@ def test_a_checkpoint_of_three_ranks_goes_on_with_fewer(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(three, run)
-    half, end = committed(run)
+    half, end = committed_checkpoints(run)
     shutil.rmtree(end)
     tail = train(world_size, run, 1200)
     assert tail[0, 0] > int(half.name)
@@ -99,7 +99,7 @@ def test_faults_at_five_random_steps_leave_500_steps_as_they_are(tmp_path: Path,
     for end in sorted(np.random.default_rng(world_size).integers(16, target, 5).tolist()):
         assert launch(world_size, run, target, end).returncode != 0
         assert not (run / "losses.json").exists()
-    kept = int(committed(run)[-1].name)
+    kept = int(committed_checkpoints(run)[-1].name)
     tail = train(world_size, run, target)
     assert kept >= 600
     assert kept < tail[0, 0] < kept + 32  # It went on from there.

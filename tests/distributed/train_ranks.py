@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 import glo_core as glo
-from glo_core.runtime import Metrics
+from glo_core.common.runtime import Metrics
 
 CONFIG = glo.TrainConfig(
     batch_size=16,
@@ -39,17 +39,17 @@ def images() -> glo.TensorImages:
 class Counting(glo.TorchDistributed):
     sent = 0
 
-    def all_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         self.sent += tensor.numel() * tensor.element_size()
-        return super().all_sum(tensor)
+        return super().all_reduce_sum(tensor)
 
     def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
         self.sent += tensor.numel() * tensor.element_size()
         return super().broadcast(tensor)
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         self.sent += len(pickle.dumps(value))
-        return super().gather(value)
+        return super().all_gather(value)
 
 
 def rank_main(rank: int, world_size: int, run: Path, target: int, end: int) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 import glo_core as glo
-from glo_core.runtime import Metrics
+from glo_core.common.runtime import Metrics
 
 FILE = Path(__file__).parent / "losses.json"
 STEPS, BATCH = 100, 24

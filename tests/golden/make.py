@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 
 from glo_core import CodeConfig, Dataset, DecoderConfig, Phase, TrainConfig, train
-from glo_core.files import FORMAT_VERSION
-from pipelines.ingest import PreprocessJob, preprocess
+from glo_core.common.files import FORMAT_VERSION
+from pipelines.preprocess.config import PreprocessJob
+from pipelines.preprocess.job import preprocess
 
 HERE = Path(__file__).parent
 CONFIG = TrainConfig(

@@ -1,0 +1,147 @@
+"""SIGKILL at random moments of preprocessing: blocks, manifest and digest must be those of an undisturbed run.
+
+    python -m benchmarks.preprocess_kills --input DIR --kills 20
+
+One Ray head serves all runs. Each time the job starts on a new dataset directory; at a random moment between the
+creation of the directory and the end that the undisturbed run needed, its driver, or one of its workers, is killed;
+then the same command is run to its end, and every file of blocks/, manifest/ and plans/ is compared byte by byte, and
+the snapshot by its digest, ids and blocks.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from benchmarks.environment import describe
+from benchmarks.preprocess_speed import gather
+
+COMPARED = ("plans", "blocks", "manifest")
+
+
+def start_head(scratch: Path) -> tuple[subprocess.Popen[bytes], dict[str, str]]:
+    """A Ray head of this machine, and the environment that reaches it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    command = ["start", "--head", "--block", f"--port={port}", "--include-dashboard=false", f"--temp-dir={scratch}"]
+    with (scratch / "head.log").open("wb") as log:
+        head = subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", *command], stdout=log, stderr=log, env=environment
+        )
+    time.sleep(12)
+    return head, environment | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+
+
+def start_job(images: Path, dataset: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    command = ["-m", "jobs.preprocess", "--input", str(images), "--dataset", str(dataset), "--resolution", "64"]
+    return subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+    )
+
+
+def wait_for_start(dataset: Path, job: subprocess.Popen[bytes]) -> None:
+    while not (dataset / "dataset.json").exists() and job.poll() is None:
+        time.sleep(0.01)
+
+
+def finish(job: subprocess.Popen[bytes]) -> None:
+    output = job.communicate()[0]
+    if job.returncode:
+        raise RuntimeError(f"the job ended with status {job.returncode}: {output.decode()[-2000:]}")
+
+
+def state(dataset: Path) -> dict[str, str]:
+    """A digest of every file that must be the same, and the snapshot's own."""
+    files = [path for name in COMPARED for path in (dataset / name).iterdir()]
+    found = {f"{p.parent.name}/{p.name}": hashlib.blake2b(p.read_bytes()).hexdigest() for p in files}
+    snapshots = [json.loads(path.read_text()) for path in sorted((dataset / "snapshots").iterdir())]
+    kept = [{key: s[key] for key in ("digest", "counts", "removed", "blocks", "duplicate_of")} for s in snapshots]
+    return found | {"snapshots": json.dumps(kept)}
+
+
+def task_processes(head: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Workers that run a task of Ray Data at this moment."""
+    found = []
+    for process in psutil.Process(head.pid).children(recursive=True):
+        try:
+            if "decode_block" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def kill_one(
+    images: Path, dataset: Path, environment: dict[str, str], head: subprocess.Popen[bytes], after: float, worker: bool
+) -> str:
+    """Run, kill, run to the end. Returns what was killed, and when."""
+    job = start_job(images, dataset, environment)
+    wait_for_start(dataset, job)
+    time.sleep(after)
+    workers = task_processes(head) if worker else []
+    blocks = len(list((dataset / "blocks").glob("0*"))) if (dataset / "blocks").exists() else 0
+    if workers:
+        workers[0].kill()
+        finish(job)  # Ray does the task again, and the job itself goes on.
+        return f"a worker after {after:.2f} s, {blocks} blocks there"
+    job.send_signal(signal.SIGKILL)
+    job.communicate()
+    finish(start_job(images, dataset, environment))
+    return f"the driver after {after:.2f} s, {blocks} blocks there"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--input", type=Path, required=True, help="folder of image files")
+    parser.add_argument("--images", type=int, default=8000, help="multiply the input until it has as many files")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    moments = random.Random(options.seed)
+    # Ray's Unix sockets allow 107 bytes: a short directory.
+    scratch = Path(tempfile.mkdtemp(prefix="glok"))
+    head, environment = start_head(scratch)
+    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{scratch}/mlflow.db"
+    try:
+        gather(options.input, scratch / "images", options.images)
+        for name in ("warm", "whole"):  # The first run also starts Ray's workers, and makes MLflow's database.
+            job = start_job(scratch / "images", scratch / name, environment)
+            wait_for_start(scratch / name, job)
+            started = time.perf_counter()
+            finish(job)
+            needed = time.perf_counter() - started
+        whole = state(scratch / "whole")
+        print(f"{describe()}; {options.images} images, {needed:.1f} s undisturbed, {len(whole)} files compared")
+        same = 0
+        for number in range(options.kills):
+            dataset = scratch / f"killed{number}"
+            after, worker = moments.uniform(0, needed), number % 4 == 3
+            killed = kill_one(scratch / "images", dataset, environment, head, after, worker)
+            equal = state(dataset) == whole
+            same += equal
+            print(f"{number + 1}: killed {killed}: {'identical' if equal else 'DIFFERENT'}", flush=True)
+            shutil.rmtree(dataset)
+    finally:
+        head.terminate()
+        head.wait()
+        shutil.rmtree(scratch, ignore_errors=True)
+    print(json.dumps({"kills": options.kills, "identical": same}))
+    sys.exit(0 if same == options.kills else 1)
+
+
+if __name__ == "__main__":
+    main()

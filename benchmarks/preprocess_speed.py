@@ -1,0 +1,139 @@
+"""Images/s of a whole preprocessing job against a bare Pillow loop on as many processes as cores.
+
+    python -m benchmarks.preprocess_speed --input DIR --resolution 64
+
+The job is everything that `jobs/preprocess.py` does between the start of Ray and the last line of its summary: listing,
+plan, decoding, hashes, blocks, manifest, snapshot, MLflow. Start-up is apart: Ray, its workers' imports and MLflow's
+database are warmed by a job on a few other files. The loop opens, converts, crops and resizes, and keeps nothing; once
+as it stands, once with `draft`. Fewer than --images files are multiplied: each copy gets a few bytes after its end that
+no decoder reads, so that none is a duplicate. Every round runs all three; the ratios are medians over the rounds.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from benchmarks.environment import describe
+from glo_core.common.location import Location
+from glo_core.dataset_format.image_decoding import SUFFIXES
+from pipelines.common.ray_session import ray_session
+from pipelines.preprocess.config import PreprocessJob
+from pipelines.preprocess.job import preprocess
+
+
+def bare_loop(paths: Sequence[str], side: int, mode: str, draft: bool) -> None:
+    """Open, convert, crop and resize each file, as one would write it without a library."""
+    for path in paths:
+        with Image.open(path) as image:
+            if draft:
+                image.draft(mode, (side, side))
+            converted = image.convert(mode)
+            shorter = min(converted.size)
+            left, top = (converted.width - shorter) // 2, (converted.height - shorter) // 2
+            square = converted.crop((left, top, left + shorter, top + shorter))
+            square.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def _worker(start: Any, paths: Sequence[str], side: int, mode: str, draft: bool) -> None:
+    bare_loop(paths[:20], side, mode, draft)  # Imports and Pillow's plug-ins are start-up.
+    start.wait()
+    bare_loop(paths, side, mode, draft)
+
+
+def bare_rate(paths: Sequence[str], side: int, mode: str, *, draft: bool, cores: int) -> float:
+    """Images/s of the loop, in `cores` processes at once."""
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(cores + 1)
+    shares = [paths[rank::cores] for rank in range(cores)]
+    workers = [context.Process(target=_worker, args=(start, share, side, mode, draft)) for share in shares]
+    for worker in workers:
+        worker.start()
+    start.wait()
+    started = time.perf_counter()
+    for worker in workers:
+        worker.join()
+    return len(paths) / (time.perf_counter() - started)
+
+
+def quietly(call: Callable[[Any], dict[str, Any]], job: Any) -> dict[str, Any]:
+    """Run a job without its lines on the terminal."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return call(job)
+
+
+def job_rate(folder: Path, root: Path, settings: dict[str, Any]) -> float:
+    """Images/s of the whole job on a new dataset."""
+    job = PreprocessJob(input=(Location(folder),), dataset=Location(root / f"dataset-{time.time_ns()}"), **settings)
+    started = time.perf_counter()
+    summary = quietly(preprocess, job)
+    seconds = time.perf_counter() - started
+    if summary["rejected"] or summary["duplicate"]:
+        raise RuntimeError(f"{summary['rejected']} rejected and {summary['duplicate']} duplicate files in the input")
+    return float(summary["files"] / seconds)
+
+
+def gather(source: Path, folder: Path, at_least: int) -> list[str]:
+    """Copy the image files below `source`, as often as needed, each copy with other bytes after its end."""
+    files = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = []
+    for copy in range(max(1, -(-at_least // len(files)))):
+        for path in files:
+            target = folder / str(copy) / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes() + (f"copy {copy}".encode() if copy else b""))
+            paths.append(str(target))
+    return paths
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--input", type=Path, required=True, help="folder of image files")
+    parser.add_argument("--resolution", type=int, default=64)
+    parser.add_argument("--channels", type=int, default=3)
+    parser.add_argument("--images", type=int, default=50_000, help="multiply the input until it has as many files")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    cores, mode = len(os.sched_getaffinity(0)), "L" if options.channels == 1 else "RGB"
+    settings = {"resolution": options.resolution, "channels": options.channels}
+    rates: dict[str, list[float]] = {"full": [], "draft": [], "job": []}
+    with tempfile.TemporaryDirectory(prefix="glo-benchmark-") as scratch, ray_session():
+        root = Path(scratch)
+        paths = gather(options.input, root / "images", options.images)
+        warm = root / "warm"
+        for number, path in enumerate(paths[:: max(1, len(paths) // 2000)]):
+            warm.mkdir(exist_ok=True)
+            (warm / f"{number}.img").write_bytes(Path(path).read_bytes() + b"warm")
+        job_rate(warm, root, settings)
+        print(
+            f"{describe()}; {len(paths)} files of {options.input.name} to {options.resolution} px {mode}, {cores} cores"
+        )
+        for number in range(options.rounds):
+            os.sync()  # What the side before left to be written is not this side's to wait for.
+            rates["full"].append(bare_rate(paths, options.resolution, mode, draft=False, cores=cores))
+            rates["draft"].append(bare_rate(paths, options.resolution, mode, draft=True, cores=cores))
+            os.sync()
+            rates["job"].append(job_rate(root / "images", root, settings))
+            print(
+                f"round {number + 1}: " + ", ".join(f"{name} {rate[-1]:.0f} images/s" for name, rate in rates.items())
+            )
+    ratios = {
+        f"ratio_{name}": round(statistics.median(j / b for j, b in zip(rates["job"], rates[kind], strict=True)), 3)
+        for name, kind in (("full_decode", "full"), ("draft", "draft"))
+    }
+    medians = {f"{name}_images_per_s": round(statistics.median(rate), 1) for name, rate in rates.items()}
+    print(json.dumps({**ratios, **medians, "images": len(paths), "cores": cores}))
+
+
+if __name__ == "__main__":
+    main()

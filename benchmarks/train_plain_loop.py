@@ -1,0 +1,104 @@
+"""Our loop against a plain one: codes in host NumPy, copied each step, the loss read each step.
+
+    python -m benchmarks.train_plain_loop [--resolution 64] [--channels 3] [--code-dim 128]
+
+Same decoder, batch, loss and images on both sides. The plain loop is what a short script does: it indexes NumPy arrays,
+makes tensors of the rows, converts the images, calls `backward`, takes the loss off the device, steps the
+decoder, copies the codes' gradient back, steps and projects the rows in NumPy. Once with PyTorch's defaults, and once
+with decoder and images in our memory format and a fused Adam. All sides alternate, each time in a process of its own,
+since ours changes how the process keeps memory; medians.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import glo_core as glo
+from benchmarks.environment import describe
+from benchmarks.train_efficiency import loop_side, random_dataset
+from glo_core.common.location import Location
+
+
+def plain_side(config: glo.TrainConfig, pixels: np.ndarray, steps: int, device: str, *, ours: bool) -> float:
+    """Images/s of the plain loop over `pixels`, uint8 `[n, H, W, C]`."""
+    count, side, _, channels = pixels.shape
+    decoder = glo.make_decoder(config.decoder, code_dim=config.code.dim, resolution=side, channels=channels).to(device)
+    layout = torch.channels_last if ours else torch.contiguous_format
+    decoder = decoder.to(memory_format=layout)  # type: ignore[call-overload]
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-3, fused=ours)
+    random = np.random.default_rng(0)
+    codes = random.normal(size=(count, config.code.dim)).astype(np.float32) / config.code.dim**0.5
+    losses: list[float] = []
+    for step in range(steps + 3):
+        if step == 3:
+            since = time.perf_counter()
+        rows = random.integers(0, count, config.batch_size)
+        images = torch.from_numpy(pixels[rows].transpose(0, 3, 1, 2)).to(device).float() / 127.5 - 1
+        z = torch.tensor(codes[rows], device=device, requires_grad=True)
+        loss = (decoder(z) - images.contiguous(memory_format=layout)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+        assert z.grad is not None
+        moved = codes[rows] - 10 * z.grad.cpu().numpy()
+        codes[rows] = moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1)
+    return config.batch_size * steps / (time.perf_counter() - since)
+
+
+def measured(name: str, config: glo.TrainConfig, dataset: str, steps: int, device: str) -> float:
+    """Images/s of one side."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    images = glo.Dataset.open(Location(dataset)).images()
+    if name == "ours":
+        return loop_side(config, images, steps * config.batch_size, device)
+    pixels = images.take(np.arange(len(images.ids))).numpy()
+    return plain_side(config, pixels, steps, device, ours=name != "plain")
+
+
+def alone(work: Callable[..., float], *arguments: Any) -> float:
+    """What `work` returns in a new process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in [
+        ("resolution", 64), ("channels", 3), ("batch-size", 128), ("code-dim", 128), ("steps", 30), ("rounds", 3),
+    ]:  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
+    options = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    code = glo.CodeConfig(dim=options.code_dim, init="random", projection="ball")
+    config = glo.TrainConfig(batch_size=options.batch_size, code=code)
+    dataset_config = glo.DatasetConfig(resolution=options.resolution, channels=options.channels)
+    rates: dict[str, list[float]] = {"ours": [], "plain": [], "plain in our layout": []}
+    print(f"{describe()}; {device}; {options.resolution} px, {options.channels} channel(s), batch {options.batch_size}")
+    with tempfile.TemporaryDirectory() as scratch:
+        random_dataset(Path(scratch), dataset_config, images=8192)
+        for number in range(options.rounds):
+            for name, rate in rates.items():
+                rate.append(alone(measured, name, config, scratch, options.steps, device))
+            shown = ", ".join(f"{name} {rate[-1]:.0f}" for name, rate in rates.items())
+            print(f"round {number + 1}: {shown} images/s")
+    ratios = {
+        name: round(statistics.median(a / b for a, b in zip(rates["ours"], rates[side], strict=True)), 3)
+        for name, side in {"ratio": "plain", "ratio_our_layout": "plain in our layout"}.items()
+    }
+    print(json.dumps({**ratios, **{name.replace(" ", "_"): round(statistics.median(r)) for name, r in rates.items()}}))
+
+
+if __name__ == "__main__":
+    main()

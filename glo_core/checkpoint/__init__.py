@@ -1,0 +1,1 @@
+"""Checkpoints on disk, keyed by code shard."""

@@ -1,0 +1,50 @@
+"""Where the parts of a checkpoint lie. It is committed whole: parts first, `checkpoint.json` last."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from glo_core.common.files import read_json
+
+MARK = "checkpoint.json"
+
+
+DECODER_PARTS = ("decoder.json", "ema.safetensors")
+"""What a decoder alone needs"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where training stands: at the boundary before `step` of `epoch`."""
+
+    images_seen: int = 0
+    phase: int = 0
+    epoch: int = 0
+    step: int = 0
+
+
+def shard_name(shard: int) -> str:
+    return f"codes/shard={shard:03d}.parquet"
+
+
+def committed_checkpoints(run: Path) -> list[Path]:
+    """Committed checkpoints of a run, oldest first."""
+    marks = (run / "checkpoints").glob(f"*/{MARK}")
+    return sorted((mark.parent for mark in marks if mark.parent.name.isdigit()), key=lambda path: int(path.name))
+
+
+def prune(run: Path, keep: int) -> None:
+    """Delete committed checkpoints but for the last `keep` and the one of the highest training PSNR."""
+    marks = committed_checkpoints(run)
+    best = max(marks, key=lambda path: read_json(path / MARK).get("train_psnr") or float("-inf"), default=None)
+    for old in marks[:-keep]:
+        if old != best:
+            (old / MARK).unlink()  # First the mark, so that a half deleted checkpoint is none.
+            shutil.rmtree(old)
+
+
+def sweep_uncommitted(run: Path) -> None:
+    """Delete what killed writers left. Call it on one rank, before any rank writes."""
+    for path in (run / "checkpoints").glob("*"):
+        if not (path / MARK).exists():
+            shutil.rmtree(path, ignore_errors=True)

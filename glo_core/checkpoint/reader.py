@@ -1,0 +1,111 @@
+"""A committed checkpoint, opened for reading."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from glo_core.checkpoint.layout import MARK, Position, committed_checkpoints, shard_name
+from glo_core.codes.config import CodeConfig
+from glo_core.common.arrays import Int64Array
+from glo_core.common.errors import UserError
+from glo_core.common.files import differences, digest_file, digest_json, read_json, read_parquet
+from glo_core.common.tensor_files import read_tensors
+from glo_core.decoder.config import DecoderConfig, Shape
+from glo_core.decoder.record import config_of_record, decoder_of_record, decoder_record
+
+
+class Checkpoint:
+    """A committed checkpoint, opened for reading; parts are verified as they are read."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.record = directory, read_json(directory / MARK)
+        self.position = Position(**self.record["position"])
+        self.snapshot: str = self.record["snapshot"]
+        self.code_shards: int = self.record["code_shards"]
+        self.code_dim: int = self.record["code_dim"]
+        self.projection: str = self.record["projection"]
+        self.optimizer: str = self.record["code_optimizer"]
+
+    @classmethod
+    def latest(cls, run: Path) -> Self:
+        """Open the newest committed checkpoint.
+
+        Raises:
+            UserError: if the run has none.
+        """
+        found = committed_checkpoints(run)
+        if not found:
+            raise UserError(f"{run}: no checkpoint here; jobs/train.py --run {run} makes one")
+        return cls(found[-1])
+
+    @property
+    def code_config(self) -> CodeConfig:
+        """What is known of the codes: their dimension and projection; the rest is the default."""
+        return CodeConfig(dim=self.code_dim, projection=self.projection)  # type: ignore[arg-type]
+
+    @property
+    def digest(self) -> str:
+        """Digest of the content: position, snapshot and every part."""
+        return digest_json({key: self.record[key] for key in ("position", "snapshot", "parts")})
+
+    def part(self, name: str) -> Path:
+        """The path of a part, verified.
+
+        Raises:
+            UserError: if it is missing, cut short or altered.
+        """
+        path, expected = self.directory / name, self.record["parts"].get(name)
+        remedy = f"delete {self.directory} to go on from an older checkpoint"
+        if expected is None:
+            raise UserError(f"{self.directory / MARK}: lists no part {name}; {remedy}")
+        if not path.exists():
+            raise UserError(f"{path}: missing from the checkpoint; {remedy}")
+        if path.stat().st_size != expected["bytes"]:
+            raise UserError(
+                f"{path}: {path.stat().st_size} bytes where checkpoint.json says {expected['bytes']}; "
+                f"the file is cut short: {remedy}"
+            )
+        if digest_file(path) != expected["blake2b"]:
+            raise UserError(f"{path}: its bytes are not those that were written (BLAKE2b differs); {remedy}")
+        return path
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """Tensors of `<name>.safetensors`, on the CPU."""
+        return read_tensors(self.part(f"{name}.safetensors"))
+
+    def shard(self, shard: int, columns: Sequence[str] | None = None) -> dict[str, np.ndarray[Any, Any]]:
+        """Columns of one code shard: `image_id` int64 `[n]`, `code` and Adam's moments `[n, code_dim]`, ..."""
+        table = read_parquet(self.part(shard_name(shard)), columns)
+        values = {}
+        for name in table.column_names:
+            column = table.column(name).combine_chunks()
+            nested = isinstance(column, pa.FixedSizeListArray)
+            flat = column.flatten().to_numpy() if nested else column.to_numpy()
+            values[name] = flat.reshape(-1, column.type.list_size) if nested else flat
+        return values
+
+    def decoder(self) -> torch.nn.Module:
+        """The decoder with averaged weights, in eval mode, on the CPU."""
+        decoder = decoder_of_record(read_json(self.part("decoder.json")))
+        tensors = self.tensors("ema")
+        decoder.to(next(value.dtype for value in tensors.values() if value.is_floating_point())).load_state_dict(
+            tensors
+        )
+        return decoder.eval()
+
+    def codes(self) -> tuple[Int64Array, np.ndarray[Any, Any]]:
+        """Every image id, int64 `[n]` ascending, and its code, `[n, code_dim]`."""
+        shards = [self.shard(s, ["image_id", "code"]) for s in range(self.code_shards)]
+        ids = np.concatenate([shard["image_id"] for shard in shards])
+        order = np.argsort(ids)
+        return ids[order], np.concatenate([shard["code"] for shard in shards])[order]
+
+    def decoder_differences(self, config: DecoderConfig, shape: Shape) -> Sequence[str]:
+        """`key: old -> new` for every setting that another decoder would change."""
+        record = read_json(self.part("decoder.json"))
+        theirs = decoder_record(config_of_record(record), Shape(*(record[name] for name in Shape._fields)))
+        return differences(theirs, decoder_record(config, shape))

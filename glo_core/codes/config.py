@@ -1,0 +1,45 @@
+"""The latent codes and their optimizer, as a recipe names them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from glo_core.common.config import Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeConfig(Config):
+    """The latent codes and their optimizer."""
+
+    dim: int = 0
+    """Latent dimensions; 0 for the images' resolution, but 16 at least and 128 at most"""
+    init: Literal["pca", "random"] = "pca"
+    """Codes start from the images' principal components, or from a Gaussian"""
+    init_scale: float = 1.0
+    """Root mean square norm of random start codes"""
+    projection: Literal["sphere", "ball"] = "sphere"
+    """Unit sphere in the forward pass (seed), or unit ball after each update (paper)"""
+    optimizer: Literal["adam", "adagrad", "sgd"] = "adam"
+    """Row by row: Adam with each row's own count, Adagrad with one scalar per row, or plain gradient descent"""
+    learning_rate: float = 2e-2
+    """The optimizer's step size for codes at the schedule's peak"""
+    schedule: Literal["same", "cosine", "constant", "step"] = "same"
+    """Of the codes' learning rate: the decoder's, or one of its own"""
+    beta1: float = 0.5
+    """Decay of Adam's first moment, per update of the row (a row has one update an epoch)"""
+    beta2: float = 0.9
+    """Decay of Adam's second moment, per update of the row"""
+    weight_decay: float = 0.0
+    """Weight of half the squared norm of a raw code beside its image's loss"""
+
+    def __post_init__(self) -> None:
+        if self.dim < 0:
+            raise ValueError(f"`code.dim` (={self.dim}) must be at least 1, or 0 for the rule's")
+        if not self.learning_rate >= 0:
+            raise ValueError(f"`code.learning_rate` (={self.learning_rate}) must be at least 0")
+        if not self.init_scale > 0:
+            raise ValueError(f"`code.init_scale` (={self.init_scale}) must be above 0")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"`code.weight_decay` (={self.weight_decay}) must be at least 0")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`code.{name}` (={getattr(self, name)}) must be at least 0 and below 1")

@@ -1,0 +1,130 @@
+"""Where codes start: a Gaussian, or the principal components of the images.
+
+Both are functions of the seed, the images and their ids, never of how many ranks share the work.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors.torch import save
+
+from glo_core.codes.config import CodeConfig
+from glo_core.codes.projection import to_sphere
+from glo_core.common.arrays import Int64Array, row_chunks
+from glo_core.common.counter_rng import key64, normal
+from glo_core.common.runtime import Runtime
+from glo_core.common.tensor_files import read_tensors
+from glo_core.data.image_source import ImageSource
+
+PCA_SIDE = 32
+"""Images larger than this are reduced by area before their covariance is taken."""
+CHUNK = 2048
+"""Images in memory at once."""
+
+
+def random_codes(config: CodeConfig, ids: Int64Array, seed: int) -> torch.Tensor:
+    """Gaussian codes with a mean squared norm of scale^2: N(0, scale^2 I / dim). float64 `[n, dim]`."""
+    return torch.from_numpy(normal(key64("codes", seed), ids, config.dim)) * (config.init_scale / config.dim**0.5)
+
+
+def reduced_pixels(images: torch.Tensor, side: int = PCA_SIDE) -> torch.Tensor:
+    """Sums over squares of pixels, at most `side` squares a side. uint8 `[n, H, W, C]` -> float64 `[n, pixels]`.
+
+    Sums, not means: they stay integers, and so do the sums of their products (below 2^53 for 10^7 images of
+    128 px). In float64 the covariance is then exact, and the same bits come out at every world size.
+    """
+    n, height, width, channels = images.shape
+    factor = max(1, height // side)
+    squares = images.reshape(n, height // factor, factor, width // factor, factor, channels)
+    return squares.sum(dim=(2, 4), dtype=torch.int64).reshape(n, -1).double()
+
+
+class PcaInit:
+    """The principal components of a dataset, kept so that rows which arrive later start alike."""
+
+    def __init__(self, mean: torch.Tensor, components: torch.Tensor, scale: torch.Tensor, radius: torch.Tensor) -> None:
+        """Hold the basis.
+
+        Args:
+            mean: mean reduced image, float64 `[pixels]`.
+            components: unit vectors in columns, by falling variance, float64 `[pixels, dim]`; columns above the
+                rank of the data are zero.
+            scale: root mean square of the norm of the scores, float64 `[]`.
+            radius: 99th percentile of the scaled norms, float64 `[]`.
+        """
+        self.mean, self.components, self.scale, self.radius = mean, components, scale, radius
+
+    @classmethod
+    def fit(cls, images: ImageSource, dim: int, runtime: Runtime) -> Self:
+        """One pass over the images of all ranks for the covariance, a second for the norms of the scores."""
+        side = min(images.resolution, PCA_SIDE)
+        pixels = side**2 * images.channels
+        device = runtime.device
+        count = torch.tensor(float(len(images.ids)), dtype=torch.float64, device=device)
+        total = torch.zeros(pixels, dtype=torch.float64, device=device)
+        products = torch.zeros(pixels, pixels, dtype=torch.float64, device=device)
+        for chunk in _chunks(images):
+            chunk = chunk.to(device)
+            total += chunk.sum(0)
+            products.addmm_(chunk.T, chunk)
+        for sums in (count, total, products):
+            runtime.all_reduce_sum(sums)
+        mean = total / count
+        components, scale = _principal(products / count - torch.outer(mean, mean), dim)
+        for tensor in (components, scale):
+            runtime.broadcast(tensor)  # Ranks on other hardware may round the eigenvectors otherwise.
+        start = cls(mean.cpu(), components.cpu(), scale.cpu(), torch.ones(()).double())
+        start.radius = start._norm_quantile(images, 0.99, runtime)
+        return start
+
+    def scores(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Scaled scores of reduced images `[n, pixels]`, float64 `[n, dim]`; their mean squared norm is 1."""
+        return (pixels.to(self.mean) - self.mean) @ self.components / self.scale
+
+    def _norm_quantile(self, images: ImageSource, quantile: float, runtime: Runtime) -> torch.Tensor:
+        # A histogram merges over ranks exactly; norms are about 1, so bins of 2^-12 up to 16 hold them.
+        bins = torch.zeros(16 << 12, dtype=torch.float64, device=runtime.device)
+        for chunk in _chunks(images):
+            places = (self.scores(chunk).norm(dim=1) * 4096).long().clamp_max(len(bins) - 1)
+            bins += torch.bincount(places, minlength=len(bins)).to(bins)
+        cumulative = runtime.all_reduce_sum(bins).cumsum(0)
+        place = torch.searchsorted(cumulative, quantile * cumulative[-1])
+        return (place + 1).double().cpu() / 4096
+
+    def codes(self, config: CodeConfig, images: ImageSource, rows: Int64Array, seed: int) -> torch.Tensor:
+        """Start codes of the images at `rows` (int64 `[n]`), float64 `[n, dim]`."""
+        scores = self.scores(reduced_pixels(images.take(rows)))
+        noise = random_codes(config, images.ids[rows], seed)
+        # Dimensions above the rank, and images that are the mean itself, would otherwise never leave zero.
+        dead = self.components.abs().sum(0) == 0
+        codes = torch.where(dead, 1e-2 * noise, scores)
+        if config.projection == "ball":
+            # Images without any variance have no radius, and their noise is small already.
+            return codes if dead.all() else codes / self.radius
+        return to_sphere(torch.where(codes.norm(dim=1, keepdim=True) < 1e-12, noise, codes))
+
+    def to_bytes(self) -> bytes:
+        return save({"mean": self.mean, "components": self.components, "scale": self.scale, "radius": self.radius})
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        return cls(**read_tensors(path))
+
+
+def _principal(covariance: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Components `[pixels, dim]` and scale `[]`, as `PcaInit` holds them, of a covariance `[pixels, pixels]`."""
+    values, vectors = torch.linalg.eigh(covariance)  # Ascending.
+    variances, vectors = values.flip(0)[:dim].clamp_min(0), vectors.flip(1)[:, :dim]
+    # An eigenvector's sign is arbitrary: make its largest entry positive.
+    signs = torch.sign(vectors.gather(0, vectors.abs().argmax(0, keepdim=True)))
+    components = covariance.new_zeros(len(covariance), dim)
+    components[:, : len(variances)] = vectors * signs * (variances > variances[0] * 1e-10)
+    return components, variances.sum().sqrt().clamp_min(1e-12)
+
+
+def _chunks(images: ImageSource) -> Iterator[torch.Tensor]:
+    """Reduced pixels of all images, float64 `[<= CHUNK, pixels]`."""
+    for rows in row_chunks(len(images.ids), CHUNK):
+        yield reduced_pixels(images.take(rows))

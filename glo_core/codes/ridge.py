@@ -1,0 +1,50 @@
+"""Ridge regression from sums over rows, which merge over shards and ranks."""
+
+from typing import Self
+
+import torch
+
+from glo_core.common.runtime import Runtime
+
+RIDGE = 1e-3
+"""Penalty, in units of the mean variance of the inputs"""
+
+
+class RidgeRegression:
+    """From start codes to learned codes: where the model expects an image that it has not seen."""
+
+    def __init__(self, dim: int) -> None:
+        # [X 1]^T [X 1 Y] over the rows.
+        self.products = torch.zeros(dim + 1, 2 * dim + 1, dtype=torch.float64)
+
+    def add(self, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+        """Add rows, `[n, dim]` each."""
+        left = _with_one(inputs)
+        self.products += left.T @ torch.cat([left, outputs.double()], dim=1)
+
+    def merge(self, other: Self) -> Self:
+        self.products += other.products
+        return self
+
+    def solve(self, runtime: Runtime) -> torch.Tensor:
+        """The map from inputs and a one to outputs over the rows of all ranks, float64 `[dim + 1, dim]`."""
+        sums = runtime.all_reduce_sum(self.products.to(runtime.device)).cpu()
+        size = len(sums)
+        gram, target = sums[:, :size], sums[:, size:]
+        penalty = RIDGE * gram.diagonal()[:-1].mean() * torch.eye(size, dtype=torch.float64)
+        penalty[-1, -1] = 0  # The mean is not shrunk.
+        # The pseudo-inverse: without rows, or with constant ones, there is nothing to regress on.
+        return torch.linalg.pinv(gram + penalty, hermitian=True) @ target
+
+
+def apply_ridge(inputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Outputs of `inputs` `[n, dim]` by what `RidgeRegression.solve` returned, in the type of `inputs`.
+
+    A row that is sent to zero has no direction: it stays as it is.
+    """
+    mapped = _with_one(inputs) @ weights.to(inputs.device)
+    return torch.where(mapped.norm(dim=1, keepdim=True) > 1e-6, mapped, inputs.double()).to(inputs)
+
+
+def _with_one(rows: torch.Tensor) -> torch.Tensor:
+    return torch.cat([rows.double(), rows.new_ones(len(rows), 1).double()], dim=1)

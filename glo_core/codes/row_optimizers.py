@@ -1,0 +1,50 @@
+"""Optimizers that update single rows of the code table, each with its own count of updates."""
+
+from typing import Any
+
+import torch
+
+from glo_core.codes.config import CodeConfig
+
+
+class Adam:
+    """Adam (Kingma and Ba, algorithm 1), each row with its own count of updates."""
+
+    @staticmethod
+    def state(raw: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"exp_avg": torch.zeros_like(raw), "exp_avg_sq": torch.zeros_like(raw)}
+
+    @staticmethod
+    def step(config: CodeConfig, state: dict[str, torch.Tensor], count: torch.Tensor, grad: torch.Tensor) -> Any:
+        mean = state["exp_avg"] = torch.lerp(grad, state["exp_avg"], config.beta1)
+        square = state["exp_avg_sq"] = torch.lerp(grad * grad, state["exp_avg_sq"], config.beta2)
+        # A step count of the whole run would leave rarely met rows without bias correction.
+        unbiased_mean = mean / (1 - config.beta1 ** count.to(mean)).unsqueeze(1)
+        unbiased_square = square / (1 - config.beta2 ** count.to(mean)).unsqueeze(1)
+        return unbiased_mean / (unbiased_square.sqrt() + 1e-8)
+
+
+class Adagrad:
+    """Row-wise Adagrad: one sum of mean squared gradients per row (Gupta et al., arXiv 1404.4909; BigGraph)."""
+
+    @staticmethod
+    def state(raw: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"sum_sq": torch.zeros_like(raw[:, 0])}
+
+    @staticmethod
+    def step(config: CodeConfig, state: dict[str, torch.Tensor], count: torch.Tensor, grad: torch.Tensor) -> Any:
+        total = state["sum_sq"] = state["sum_sq"] + grad.square().mean(dim=1)
+        return grad / (total.sqrt() + 1e-10).unsqueeze(1)
+
+
+class Sgd:
+    @staticmethod
+    def state(raw: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {}
+
+    @staticmethod
+    def step(config: CodeConfig, state: dict[str, torch.Tensor], count: torch.Tensor, grad: torch.Tensor) -> Any:
+        return grad
+
+
+OPTIMIZERS: dict[str, Any] = {"adam": Adam, "adagrad": Adagrad, "sgd": Sgd}

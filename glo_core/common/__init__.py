@@ -1,0 +1,1 @@
+"""What every part of the model stands on; it knows no image, no code and no run."""

@@ -1,0 +1,37 @@
+"""Counter-based random numbers: pure functions of a key and an id, the same on every machine and version.
+
+Orders and random codes must not depend on who draws them, so nothing here holds a state.
+"""
+
+import hashlib
+
+import numpy as np
+
+from glo_core.common.arrays import Float64Array, Int64Array, UInt64Array
+
+
+def key64(*parts: int | str) -> int:
+    """A 64-bit key from `parts`, unambiguous in their number and type."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little")
+
+
+def mix64(key: int, ids: Int64Array) -> UInt64Array:
+    """Hash `ids` (any shape) under `key`: SplitMix64's finalizer (Steele et al., OOPSLA 2014), a bijection of ids."""
+    with np.errstate(over="ignore"):
+        x = ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def uniform(key: int, ids: Int64Array) -> Float64Array:
+    """Uniform on (0, 1), float64, in the shape of `ids`."""
+    return ((mix64(key, ids) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+
+def normal(key: int, ids: Int64Array, dim: int) -> Float64Array:
+    """Standard normal `[len(ids), dim]`, float64: row i depends on `key` and `ids[i]` alone (Box-Muller)."""
+    columns = np.arange(dim, dtype=np.int64)
+    row_keys = mix64(key, ids).view(np.int64)[:, None]
+    radius = np.sqrt(-2 * np.log(uniform(key64(key, "radius"), row_keys + columns)))
+    return radius * np.cos(2 * np.pi * uniform(key64(key, "angle"), row_keys + columns))

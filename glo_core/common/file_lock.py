@@ -1,0 +1,34 @@
+"""A lock on a directory that a dead process does not hold."""
+
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from glo_core.common.errors import UserError
+
+
+@contextlib.contextmanager
+def file_lock(directory: Path) -> Iterator[None]:
+    """Hold the lock of `directory` for the length of the block.
+
+    The kernel releases it when the holder dies, so that a dead process's lock does not hold.
+
+    Raises:
+        UserError: if another live process holds it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "an unknown process"
+            raise UserError(f"{directory}: in use by {holder}; wait for it to end, or stop it") from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        yield
+        lock.truncate(0)

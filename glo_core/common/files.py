@@ -1,0 +1,157 @@
+"""Files that are whole or absent: atomic writes, JSON and Parquet, digests.
+
+Every format of the project is written through `atomic_write`: the bytes go to a temporary name beside the
+final one, are flushed to the disk, and are renamed. A reader never meets half a file.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from glo_core.common.errors import UserError
+from glo_core.common.location import Location
+
+FORMAT_VERSION = 1
+"""The version that this code writes and reads."""
+
+
+@contextlib.contextmanager
+def atomic_write(place: Path | Location) -> Iterator[Path]:
+    """Yield a temporary path; rename it to `place`, or upload it there, when the block ends without an error.
+
+    Raises:
+        UserError: if the disk is full (or a quota or a size limit is met).
+    """
+    path = Location(place).path
+    if path is None:
+        with tempfile.TemporaryDirectory(prefix="glo-upload-") as scratch:
+            temporary = Path(scratch) / "object"
+            yield temporary
+            Location(place).put(temporary)
+        return
+    # The host and process in the name keep two writers of the same file from sharing a temporary one.
+    temporary = path.with_name(f".{path.name}.tmp-{socket.gethostname()}-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(
+                f"{path}: {os.strerror(error.errno).lower()}; free some space and run the same command again, "
+                "it goes on from what is already finished"
+            ) from error
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def sweep_temporary(directory: Path) -> None:
+    """Delete what killed writers left in `directory`. Call it only while the directory is locked."""
+    for path in directory.glob(".*.tmp-*"):
+        path.unlink(missing_ok=True)
+
+
+def write_bytes(place: Path | Location, data: bytes) -> None:
+    with atomic_write(place) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(place: Path | Location, value: dict[str, Any]) -> None:
+    write_bytes(place, json_bytes(value))
+
+
+def json_bytes(value: dict[str, Any]) -> bytes:
+    """A JSON file of the project."""
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def read_json(place: Path | Location) -> dict[str, Any]:
+    """Read one of the project's JSON records.
+
+    Raises:
+        UserError: if the file is missing, is not whole, or was written by a newer version.
+    """
+    try:
+        data = Location(place).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{place}: no such file") from None
+    try:
+        value = json.loads(data)
+    except ValueError:
+        raise UserError(f"{place}: not valid JSON ({len(data)} bytes); the file may be cut short") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{place}: holds a {type(value).__name__}, not an object")
+    version = value.get("format_version", FORMAT_VERSION)
+    if version > FORMAT_VERSION:
+        raise UserError(
+            f"{place}: format_version={version} is newer than this program reads ({FORMAT_VERSION}); update it"
+        )
+    return value
+
+
+def open_parquet(place: Path | Location) -> Any:
+    """Open a Parquet file as a `pyarrow.parquet.ParquetFile`.
+
+    Raises:
+        UserError: if the file is missing or not whole.
+    """
+    try:
+        return pq.ParquetFile(Location(place).open())
+    except FileNotFoundError:
+        raise UserError(f"{place}: no such file; copy it back") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(_not_whole(place, "Parquet", error)) from None
+
+
+def read_parquet(place: Path | Location, columns: Sequence[str] | None = None) -> Any:
+    """Read a Parquet file as a `pyarrow.Table`; errors as of `open_parquet`."""
+    try:
+        return open_parquet(place).read(columns)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(_not_whole(place, "Parquet", error)) from None
+
+
+def _not_whole(place: Path | Location, kind: str, error: Exception) -> str:
+    reason = str(error).splitlines()[0]
+    return f"{place}: not a whole {kind} file ({Location(place).size()} bytes; {reason}); copy it back"
+
+
+def digest_json(value: Any) -> str:
+    """BLAKE2b-128 of the canonical JSON of `value`, in hex."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+
+
+def digest_file(place: Path | Location) -> str:
+    """BLAKE2b-128 of the bytes of a file, in hex."""
+    path = Location(place).path
+    if path is None:
+        return hashlib.blake2b(Location(place).read_bytes(), digest_size=16).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> Sequence[str]:
+    """`key: old -> new` for every key in which two (nested) configs differ."""
+    lines: list[str] = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += [f"{key}.{line}" for line in differences(before, after)]
+        elif before != after:
+            lines.append(f"{key}: {before} -> {after}")
+    return lines

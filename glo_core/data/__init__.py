@@ -1,0 +1,1 @@
+"""Images for training, and the order in which an epoch visits them."""

@@ -1,0 +1,137 @@
+"""A dataset as of one of its snapshots: its blocks, mapped shard by shard.
+
+A rank reads the record batches of its own shards and nothing else.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from glo_core.common.arrays import Int64Array, UInt8Array
+from glo_core.common.errors import UserError
+from glo_core.common.location import Location
+from glo_core.dataset_format.blocks import open_block
+from glo_core.dataset_format.config import DatasetConfig, read_config
+from glo_core.dataset_format.snapshots import read_snapshots
+
+
+class _Batch(NamedTuple):
+    ids: Int64Array
+    pixels: UInt8Array
+    """uint8 `[n, H * W * C]`, a view of the mapped file"""
+
+
+class BlockImages:
+    """Images of a dataset's blocks, memory-mapped; see `ImageSource`.
+
+    Of a remote dataset, the record batches of `shards` are copied to this node's temporary directory first.
+    """
+
+    def __init__(self, dataset: "Dataset", shards: Sequence[int], *, holdout: bool = False) -> None:
+        self.shards: Sequence[int] = list(shards)
+        self.code_shards = dataset.config.code_shards
+        self.resolution, self.channels = dataset.config.resolution, dataset.config.channels
+        self.snapshot = dataset.digest
+        self._dataset = dataset
+        batches: Sequence[int] = [dataset.config.code_shards] if holdout else self.shards
+        readers = [open_block(path, dataset.config) for path in dataset.block_paths()]
+        if dataset.path.remote:
+            self._scratch = tempfile.TemporaryDirectory(prefix="glo-blocks-")
+            readers = [_local_copy(reader, batches, Path(self._scratch.name)) for reader in readers]
+            batches = range(len(batches))
+        self._batches = [_read_batch(reader, index) for index in batches for reader in readers]
+        part = np.repeat(np.arange(len(self._batches)), [len(batch.ids) for batch in self._batches])
+        offset = np.concatenate([np.arange(len(batch.ids)) for batch in self._batches] or [np.empty(0, np.int64)])
+        ids = np.concatenate([batch.ids for batch in self._batches] or [np.empty(0, np.int64)])
+        kept = ~np.isin(ids, dataset.removed)
+        self.ids: Int64Array = ids[kept]
+        self._part, self._offset = part[kept], offset[kept]
+
+    def take(self, rows: Int64Array) -> torch.Tensor:
+        images = np.empty((len(rows), self.resolution, self.resolution, self.channels), np.uint8)
+        flat = images.reshape(len(rows), -1)
+        for place, (part, offset) in enumerate(zip(self._part[rows], self._offset[rows], strict=True)):
+            flat[place] = self._batches[part].pixels[offset]
+        return torch.from_numpy(images)
+
+    def select(self, shards: Sequence[int]) -> "BlockImages":
+        return BlockImages(self._dataset, shards)
+
+
+def _local_copy(reader: Any, indices: Sequence[int], scratch: Path) -> Any:
+    """A reader of a mapped local file that holds the record batches `indices` of `reader`, in that order."""
+    with tempfile.NamedTemporaryFile(dir=scratch) as file:  # Its name goes; the mapping keeps it.
+        with pa.OSFile(file.name, "wb") as sink, pa.ipc.new_file(sink, reader.schema) as copy:
+            for index in indices:
+                copy.write_batch(reader.get_batch(index))
+        return pa.ipc.open_file(pa.memory_map(file.name))
+
+
+def _read_batch(reader: Any, index: int) -> _Batch:
+    batch = reader.get_batch(index)
+    images, width = batch.column("image"), batch.schema.field("image").type.byte_width
+    pixels = np.frombuffer(images.buffers()[1], np.uint8, count=len(images) * width, offset=images.offset * width)
+    return _Batch(batch.column("image_id").to_numpy(), pixels.reshape(len(images), width))
+
+
+class Dataset:
+    """A dataset as of one of its snapshots."""
+
+    def __init__(self, path: Location, config: DatasetConfig, snapshots: Sequence[dict[str, Any]]) -> None:
+        self.path, self.config, self.snapshots = path, config, snapshots
+        self.removed: Int64Array = np.array([i for s in snapshots for i in s["removed"]], np.int64)
+
+    @classmethod
+    def open(cls, place: str | Path | Location) -> Self:
+        """Open the newest snapshot of the dataset at `place`, a directory or a URI.
+
+        Raises:
+            UserError: if there is no dataset, it holds no snapshot, or its chain is broken.
+        """
+        path = Location(place)
+        if not (path / "dataset.json").exists():
+            raise UserError(f"{path}: no dataset here (dataset.json is missing); jobs/preprocess.py makes one")
+        config, snapshots = read_config(path), read_snapshots(path)
+        if not snapshots:
+            raise UserError(f"{path}: preprocessing has not finished; run it again, it goes on where it stopped")
+        return cls(path, config, snapshots)
+
+    @property
+    def digest(self) -> str:
+        return str(self.snapshots[-1]["digest"])
+
+    @property
+    def root_digest(self) -> str:
+        """The digest of the first snapshot: the same for a dataset and all that is appended to it."""
+        return str(self.snapshots[0]["digest"])
+
+    @property
+    def num_train(self) -> int:
+        return sum(snapshot["counts"]["train"] for snapshot in self.snapshots)
+
+    def at(self, digest: str) -> "Dataset":
+        """The dataset as it was at an older snapshot.
+
+        Raises:
+            UserError: if `digest` is not in the chain.
+        """
+        for place, snapshot in enumerate(self.snapshots, start=1):
+            if snapshot["digest"] == digest:
+                return Dataset(self.path, self.config, self.snapshots[:place])
+        known = ", ".join(str(snapshot["digest"])[:12] for snapshot in self.snapshots)
+        raise UserError(f"{self.path}: snapshot {digest[:12]} is not of this dataset (it has {known})")
+
+    def block_paths(self) -> list[Location]:
+        return [self.path / "blocks" / block["name"] for snapshot in self.snapshots for block in snapshot["blocks"]]
+
+    def images(self, shards: Sequence[int] | None = None) -> BlockImages:
+        """The training images of `shards` (default: all)."""
+        return BlockImages(self, range(self.config.code_shards) if shards is None else shards)
+
+    def held_out(self) -> BlockImages:
+        return BlockImages(self, (), holdout=True)

@@ -1,0 +1,93 @@
+"""What a dataset is: `dataset.json`, and the policy by which files become pixels."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import ImageColor
+
+from glo_core.common.config import Config
+from glo_core.common.files import FORMAT_VERSION, read_json
+from glo_core.common.location import Location
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodePolicy(Config):
+    """How a file becomes pixels. Two datasets of different policies hold different images."""
+
+    resolution: int = 0
+    """Side of the square images in pixels: 4 * 2^n with n >= 1; 0 for what suits the images of the first run"""
+    channels: int = 0
+    """1 for grey, 3 for RGB; 0 for grey where all images looked at are"""
+    tight_crop: int = 0
+    """Side in pixels of a central crop taken before resizing (CelebA's faces: 108); 0 crops to the shorter side"""
+    background: str = "#ffffff"
+    """Colour under transparent pixels, as '#rrggbb' or a CSS name"""
+    draft: bool = True
+    """Decode a JPEG at 1/2, 1/4 or 1/8 of its size where that still covers the resolution: 2 to 3 times as fast"""
+    srgb: bool = True
+    """Convert colours to sRGB where a file embeds another profile"""
+    max_pixels: int = 100_000_000
+    """Largest width times height that is decoded: a guard against decompression bombs"""
+    min_side: int = 1
+    """Shortest side in pixels that is accepted"""
+    allow_truncated: bool = False
+    """Accept a file that ends too early; what is missing stays black or grey"""
+
+    def __post_init__(self) -> None:
+        side = self.resolution
+        if side and (side < 8 or side & (side - 1)):
+            raise ValueError(f"`resolution` (={side}) must be 4 * 2^n: 8, 16, 32, 64, 128, 256, ...")
+        if self.channels not in (0, 1, 3):
+            raise ValueError(f"`channels` (={self.channels}) must be 1 (grey) or 3 (RGB)")
+        if self.tight_crop < 0:
+            raise ValueError(f"`tight_crop` (={self.tight_crop}) must be 0 (off) or a side in pixels")
+        if self.max_pixels < 1 or self.min_side < 1:
+            raise ValueError(f"`max_pixels` (={self.max_pixels}) and `min_side` (={self.min_side}) must be at least 1")
+        try:
+            ImageColor.getrgb(self.background)
+        except ValueError:
+            raise ValueError(f"`background` (={self.background!r}) must be a colour such as '#ffffff'") from None
+
+    @property
+    def mode(self) -> str:
+        """Pillow's name of the result's pixel format."""
+        return "L" if self.channels == 1 else "RGB"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig(DecodePolicy):
+    """What a dataset is, fixed when it is created."""
+
+    code_shards: int = 32
+    """S: image id modulo S is its code shard; a power of two"""
+    seed: int = 0
+    """Seed of the order in which ids are assigned, and of the holdout"""
+    holdout: float = 0.0
+    """Fraction of the files kept out of training, in [0, 1)"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.code_shards < 1 or self.code_shards & (self.code_shards - 1):
+            raise ValueError(f"`code_shards` (={self.code_shards}) must be a power of two")
+        if not 0 <= self.holdout < 1:
+            raise ValueError(f"`holdout` (={self.holdout}) must be at least 0 and below 1")
+
+    @property
+    def image_bytes(self) -> int:
+        return self.resolution * self.resolution * self.channels
+
+
+def read_config(path: Location) -> DatasetConfig:
+    record = read_json(path / "dataset.json")
+    return DatasetConfig(**record["config"])
+
+
+def config_record(config: DatasetConfig) -> dict[str, Any]:
+    """What `dataset.json` holds."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "dtype": "uint8",
+        "layout": "HWC",
+        "config": dataclasses.asdict(config),
+    }

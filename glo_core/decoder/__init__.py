@@ -1,0 +1,1 @@
+"""Decoders: code -> image."""

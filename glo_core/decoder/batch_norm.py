@@ -1,0 +1,101 @@
+"""Batch normalization that is exact at every world size: statistics of the whole global batch, padding left out."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from glo_core.common.runtime import AllReduceSum, Runtime
+
+
+class MaskedBatchNorm(nn.Module):
+    """Batch normalization whose statistics are those of the whole global batch, padding left out.
+
+    Count, sum and sum of squares are summed over ranks inside the graph, so that values and gradients are the
+    same at every world size (`torch.nn.SyncBatchNorm` refuses CPU tensors and knows no mask). Who shares the batch is
+    told by `shared_batch`; without it every input is valid and there are no other ranks.
+    """
+
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+
+    def __init__(self, channels: int, momentum: float, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.mask: torch.Tensor | None = None
+        self.runtime: Runtime | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalize `x`, `[b, channels, ...]`."""
+        mean, var = self._batch_statistics(x) if self.training else (self.running_mean, self.running_var)
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        shift = self.bias - mean * scale
+        aside = (...,) + (None,) * (x.ndim - 2)
+        return torch.addcmul(shift[aside], x, scale[aside])
+
+    def _batch_statistics(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # E[x] and E[x^2] - E[x]^2 over the valid inputs of all ranks, from one sum over ranks.
+        channels, area, places = x.shape[1], x[0, 0].numel(), tuple(range(2, x.ndim))
+        mask = x.new_ones(len(x)) if self.mask is None else self.mask
+        sums = mask @ (x.sum(dim=places) if places else x)
+        squares = mask @ (x.square().sum(dim=places) if places else x.square())
+        statistics = torch.cat([sums, squares, (mask.sum() * area).reshape(1)])
+        if self.runtime is not None and self.runtime.world_size > 1:
+            statistics = AllReduceSum.apply(statistics, self.runtime)  # type: ignore[no-untyped-call]
+        count = statistics[-1].clamp_min(1)
+        mean = statistics[:channels] / count
+        var = (statistics[channels : 2 * channels] / count - mean.square()).clamp_min(0)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * count / (count - 1).clamp_min(1), self.momentum)
+        return mean, var
+
+
+@contextlib.contextmanager
+def shared_batch(decoder: nn.Module, mask: torch.Tensor, runtime: Runtime) -> Iterator[None]:
+    """Within the block, batch statistics of `decoder` are those of the valid inputs of all ranks.
+
+    Args:
+        mask: 1 for images and 0 for padding, `[b]`.
+    """
+    norms = [module for module in decoder.modules() if isinstance(module, MaskedBatchNorm)]
+    for norm in norms:
+        norm.mask, norm.runtime = mask, runtime
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.mask = norm.runtime = None
+
+
+def mask_batch_norms(module: nn.Module) -> nn.Module:
+    """`module` with every batch norm of PyTorch replaced by one that is exact at every world size.
+
+    Raises:
+        ValueError: if one keeps no running statistics, or cumulative ones.
+    """
+    return _masked(module, {})
+
+
+def _masked(module: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Module:
+    if module in known:  # One norm may stand in several places.
+        return known[module]
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if module.momentum is None or not module.track_running_stats:
+            raise ValueError(
+                f"{module}: a batch norm needs running statistics (track_running_stats=True) and a momentum in [0, 1]"
+            )
+        masked = MaskedBatchNorm(module.num_features, module.momentum, module.eps)
+        tensors = {name: value for name, value in module.state_dict().items() if name in masked.state_dict()}
+        masked.load_state_dict(tensors, strict=False)
+        known[module] = masked.requires_grad_(module.affine)
+        return masked
+    known[module] = module
+    for name, child in module._modules.items():
+        if child is not None:
+            module._modules[name] = _masked(child, known)
+    return module

@@ -1,0 +1,81 @@
+"""What kind of decoder, and how large."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+from glo_core.common.config import Config
+
+DecoderKind = Literal["seed", "dcgan", "residual"]
+KINDS: tuple[DecoderKind, ...] = get_args(DecoderKind)
+
+_WIDTHS = {"seed": (12, 512), "dcgan": (8, 384), "residual": (6, 256)}
+"""Channels at 4 px where no filters are given: for each pixel of the side, and at most; about equal in operations"""
+
+
+_NARROWEST = 16
+"""Channels of a layer at least, where no filters are given"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig(Config):
+    """What kind of decoder, and how large."""
+
+    kind: str = "dcgan"
+    """seed, dcgan, residual, or your own: package.module:Class, called with code_dim, resolution and channels"""
+    filters: tuple[int, ...] = ()
+    """Channels at 4, 8, 16, ... px, one per doubling; empty for the rule's, see docs/training.md"""
+    kernel_size: int = 3
+    """Seed only: side of the transposed convolutions but for the first and the last"""
+    batch_norm_momentum: float = 0.01
+    """Weight of a new batch in the running statistics"""
+    modulation: bool = False
+    """Residual only: the code also scales and shifts each group norm"""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS and not all(self.kind.partition(":")):
+            raise ValueError(f"`decoder.kind` (={self.kind}) must be {', '.join(KINDS)}, or package.module:Class")
+        if any(width < 1 for width in self.filters):
+            raise ValueError(f"`decoder.filters` (={list(self.filters)}) must be positive")
+        if self.kernel_size < 2:
+            raise ValueError(f"`decoder.kernel_size` (={self.kernel_size}) must be at least 2")
+        if self.kernel_size != DecoderConfig.kernel_size and self.kind != "seed":
+            raise ValueError(f"`decoder.kernel_size` (={self.kernel_size}) needs kind=seed, not {self.kind}")
+        if not 0 < self.batch_norm_momentum <= 1:
+            raise ValueError(f"`decoder.batch_norm_momentum` (={self.batch_norm_momentum}) must be in (0, 1]")
+        if self.modulation and self.kind != "residual":
+            raise ValueError(f"`decoder.modulation` needs kind=residual, not {self.kind}")
+
+    def widths(self, resolution: int) -> tuple[int, ...]:
+        """Channels of each hidden layer at `resolution`.
+
+        Raises:
+            ValueError: if `filters` is of another length than `resolution` needs.
+        """
+        doublings = _doublings(resolution)
+        widths = self.filters or self.default_widths(resolution)
+        if len(widths) != doublings:
+            raise ValueError(
+                f"`decoder.filters` (={list(widths)}) must have {doublings} entries for images of {resolution} px"
+            )
+        return widths
+
+    def default_widths(self, resolution: int) -> tuple[int, ...]:
+        """The rule's channels of each hidden layer; none for a decoder of the user's."""
+        if self.kind not in KINDS:
+            return ()
+        per_pixel, widest = _WIDTHS[self.kind]
+        first = min(per_pixel * resolution, widest)
+        # Halved where the area is four times as large: every doubling takes as many operations.
+        return tuple(max(first >> level, _NARROWEST) for level in range(_doublings(resolution)))
+
+
+def _doublings(resolution: int) -> int:
+    return (resolution // 4).bit_length() - 1
+
+
+class Shape(NamedTuple):
+    """What a decoder maps between: codes `[b, code_dim]` and images `[b, channels, resolution, resolution]`."""
+
+    code_dim: int
+    resolution: int
+    channels: int

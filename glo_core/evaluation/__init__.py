@@ -1,0 +1,1 @@
+"""How good a model is: reconstruction metrics, PCA beside them, codes of unseen images, nearest neighbors."""

@@ -1,0 +1,1 @@
+"""Reconstruction losses: two batches of images -> one loss per image."""

@@ -1,0 +1,58 @@
+"""Losses as a recipe names them: a weighted sum of terms."""
+
+import math
+import re
+from dataclasses import dataclass
+
+from glo_core.common.config import Config
+
+_TERM = re.compile(r"(?:(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*\*?\s*)?([a-z][a-z0-9_]*)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PyramidConfig(Config):
+    """The Laplacian pyramid of the loss `pyramid`."""
+
+    levels: int = 0
+    """Levels above the low-pass residual; 0 for as many as leave a residual of 4 px"""
+    falloff: float = 0.25
+    """Weight of a level's mean absolute error over that of the next finer one: 2^(-2j) at level j"""
+
+    def __post_init__(self) -> None:
+        if self.levels < 0:
+            raise ValueError(f"`pyramid.levels` (={self.levels}) must be at least 1, or 0 for the resolution's own")
+        if not self.falloff > 0:
+            raise ValueError(f"`pyramid.falloff` (={self.falloff}) must be above 0")
+
+    def depth(self, resolution: int) -> int:
+        """Levels above the residual at `resolution`.
+
+        Raises:
+            ValueError: if a level would be smaller than 2 px.
+        """
+        most = int(math.log2(resolution)) - 1
+        if self.levels > most:
+            raise ValueError(f"`pyramid.levels` (={self.levels}) must be at most {most} at {resolution} px")
+        return self.levels or max(most - 1, 1)
+
+
+TERMS = ("mse", "l1", "pairwise", "pyramid", "ssim", "perceptual")
+
+
+def loss_terms(text: str) -> dict[str, float]:
+    """Weights by name of "pyramid + 0.5 mse".
+
+    Raises:
+        ValueError: if it is no sum of weighted, known terms.
+    """
+    weights: dict[str, float] = {}
+    for part in text.split("+"):
+        match = _TERM.fullmatch(part.strip())
+        name = match.group(2) if match else ""
+        if match is None or name not in TERMS or name in weights or not float(match.group(1) or 1) > 0:
+            raise ValueError(
+                f"`loss` (={text}) must be a sum of {', '.join(TERMS)}, each with a weight above 0 or none, such as "
+                "pyramid + 0.5 mse"
+            )
+        weights[name] = float(match.group(1) or 1)
+    return weights

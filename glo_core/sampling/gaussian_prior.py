@@ -1,0 +1,103 @@
+"""The prior over codes: moments that merge over shards, and the Gaussians fitted to them."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import save
+
+from glo_core.codes.projection import PROJECTIONS
+from glo_core.common.arrays import Float64Array
+from glo_core.common.counter_rng import key64, normal
+from glo_core.common.files import FORMAT_VERSION, read_json, write_bytes, write_json
+from glo_core.common.tensor_files import read_tensors
+from glo_core.sampling.config import Kind
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and scatter of codes, in float64."""
+
+    count: int
+    mean: Float64Array
+    """`[dim]`"""
+    scatter: Float64Array
+    """Sum of outer products of deviations from the mean, `[dim, dim]`"""
+
+    @classmethod
+    def of(cls, codes: npt.ArrayLike) -> Self:
+        """Moments of `codes` `[n, dim]`."""
+        values = np.asarray(codes, np.float64)
+        mean = values.mean(0) if len(values) else np.zeros(values.shape[1])
+        return cls(len(values), mean, (values - mean).T @ (values - mean))
+
+    def merge(self, other: Self) -> Self:
+        """Moments of both sets together (Chan, Golub and LeVeque, 1979)."""
+        count = self.count + other.count
+        if not count:
+            return self
+        delta = other.mean - self.mean
+        return dataclasses.replace(
+            self,
+            count=count,
+            mean=self.mean + delta * other.count / count,
+            scatter=self.scatter + other.scatter + np.outer(delta, delta) * (self.count * other.count / count),
+        )
+
+    @property
+    def covariance(self) -> Float64Array:
+        """Sample covariance, `[dim, dim]`."""
+        return self.scatter / max(self.count - 1, 1)
+
+
+@dataclass(frozen=True)
+class GaussianPrior:
+    """A Gaussian over codes, projected like the codes themselves after sampling."""
+
+    kind: Kind
+    projection: str
+    mean: Float64Array
+    """`[dim]`"""
+    factor: Float64Array
+    """F of the covariance F F^T, `[dim, dim]`"""
+
+    @classmethod
+    def fit(cls, kind: Kind, moments: Moments, projection: str) -> Self:
+        dim = len(moments.mean)
+        if kind == "unit":
+            return cls(kind, projection, np.zeros(dim), np.eye(dim))
+        if kind == "diagonal":
+            return cls(kind, projection, moments.mean, np.diag(np.sqrt(np.diag(moments.covariance))))
+        # An eigenvalue factor, unlike Cholesky's, exists where codes do not fill every dimension.
+        variances, vectors = np.linalg.eigh(moments.covariance)
+        return cls(kind, projection, moments.mean, vectors * np.sqrt(variances.clip(0)))
+
+    def sample(self, count: int, seed: int) -> torch.Tensor:
+        """Codes as the decoder receives them, float64 `[count, dim]`; code i depends on `seed` and i alone."""
+        noise = normal(key64("sample", seed), np.arange(count, dtype=np.int64), len(self.mean))
+        return PROJECTIONS[self.projection](torch.from_numpy(self.mean + noise @ self.factor.T))
+
+    def save(self, directory: Path) -> None:
+        """Write `prior.safetensors`, then `prior.json`."""
+        tensors = {"mean": torch.from_numpy(self.mean.copy()), "factor": torch.from_numpy(self.factor.copy())}
+        write_bytes(directory / "prior.safetensors", save(tensors))
+        write_json(
+            directory / "prior.json",
+            {
+                "format_version": FORMAT_VERSION,
+                "family": "gaussian",
+                "kind": self.kind,
+                "projection": self.projection,
+                "code_dim": len(self.mean),
+            },
+        )
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        record = read_json(directory / "prior.json")
+        tensors = read_tensors(directory / "prior.safetensors")
+        return cls(record["kind"], record["projection"], tensors["mean"].numpy(), tensors["factor"].numpy())

@@ -1,0 +1,59 @@
+"""Initial values of the codes of one rank."""
+
+from pathlib import Path
+
+import torch
+
+from glo_core.codes.pca_init import CHUNK, PcaInit, random_codes
+from glo_core.codes.table import CodeTable, Table, raw_name
+from glo_core.codes.windowed_table import WindowedTable
+from glo_core.common.arrays import row_chunks
+from glo_core.common.errors import UserError
+from glo_core.common.files import write_bytes
+from glo_core.common.runtime import Runtime
+from glo_core.data.image_source import ImageSource
+from glo_core.training.config import TrainConfig
+from glo_core.training.epoch_batches import EpochBatches
+from glo_core.training.learner import DTYPES
+
+
+def init_table(epochs: EpochBatches, runtime: Runtime, run: Path | None, scratch: Path | None) -> Table:
+    """The codes of this rank at their start; a run keeps its PCA basis.
+
+    Raises:
+        UserError: if a window has fewer rows than a lane has in a step.
+    """
+    config, images = epochs.config, epochs.images
+    code, dtype = config.code, DTYPES[config.precision]
+    table: Table
+    if 0 < config.window < epochs.rows_per_step:
+        raise UserError(
+            f"window={config.window}: must be at least {epochs.rows_per_step}, the rows of a lane in a step of "
+            f"batch_size={config.batch_size}, or 0 for all"
+        )
+    if config.window and epochs.sizes.max() > config.window:
+        table = WindowedTable(
+            code, images.ids, epochs.first, config.window, device=runtime.device, dtype=dtype, scratch=scratch
+        )
+    else:
+        raw = torch.empty(len(images.ids), code.dim, device=runtime.device, dtype=dtype)
+        table = CodeTable(code, images.ids, raw)
+    start = _pca_init(config, images, runtime, run) if code.init == "pca" else None
+    for rows in row_chunks(len(images.ids), CHUNK):
+        if start is None:
+            values = random_codes(code, images.ids[rows], config.seed)
+        else:
+            values = start.codes(code, images, rows, config.seed)
+        table.write(int(rows[0]), {raw_name(code): values})
+    return table
+
+
+def _pca_init(config: TrainConfig, images: ImageSource, runtime: Runtime, run: Path | None) -> PcaInit:
+    kept = run / "pca_init.safetensors" if run is not None else None
+    # All ranks must take the same branch: rank 0 decides.
+    if kept is not None and runtime.all_gather(kept.exists())[0]:
+        return PcaInit.load(kept)
+    start = PcaInit.fit(images, config.code.dim, runtime)
+    if kept is not None and runtime.rank == 0:
+        write_bytes(kept, start.to_bytes())
+    return start

@@ -1,0 +1,158 @@
+"""The training loop: one clock, in images; the same for one process, torchrun and Ray Train."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from glo_core.checkpoint.layout import Position
+from glo_core.codes.table import Table
+from glo_core.common.errors import DivergedError
+from glo_core.common.files import write_json
+from glo_core.common.memory import keep_freed_memory
+from glo_core.common.runtime import Metrics, Runtime, SingleProcess
+from glo_core.data.config import Cache
+from glo_core.data.image_source import ImageSource
+from glo_core.evaluation.metrics import pca_psnr, reconstruction_psnr
+from glo_core.evaluation.pca_baseline import PcaBaseline
+from glo_core.training.auto_config import completed
+from glo_core.training.checkpoint_policy import AGREE_STEPS, CheckpointPolicy
+from glo_core.training.config import Intervals, TrainConfig
+from glo_core.training.epoch_batches import EpochBatches, refresh_statistics
+from glo_core.training.init_codes import init_table
+from glo_core.training.learner import Learner
+from glo_core.training.meter import Meter
+from glo_core.training.previews import show_previews
+from glo_core.training.restore import newest_checkpoint, restore_or_begin
+from glo_core.training.schedule import Phase
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What training leaves in memory."""
+
+    decoder: torch.nn.Module
+    """With averaged weights, in eval mode"""
+    table: Table
+    position: Position
+    metrics: Metrics
+    """`psnr` and `pca_psnr` in dB, over the training images; empty after a stop"""
+    finished: bool
+    """False if somebody asked to stop before the target"""
+
+
+def train(
+    config: TrainConfig,
+    images: ImageSource,
+    phase: Phase,
+    *,
+    runtime: Runtime | None = None,
+    run: Path | None = None,
+    intervals: Intervals | None = None,
+    scratch: Path | None = None,
+    cache: Cache = "auto",
+    warm_start: Path | None = None,
+) -> TrainResult:
+    """Train to the phase's target, going on from the run's newest checkpoint if there is one.
+
+    Args:
+        images: all shards; each rank keeps those of its lanes.
+        run: directory of checkpoints and metrics; None keeps everything in memory.
+        scratch: directory on a local disk for codes that `config.window` keeps out of memory.
+        cache: where each rank's images lie; "auto" takes the fastest place that has room.
+        warm_start: a checkpoint of another run, whose decoder is where a run without a checkpoint starts.
+
+    Raises:
+        UserError: if the checkpoint is damaged, the loss is no longer finite, or the disk is full.
+    """
+    runtime, intervals = runtime or SingleProcess(), intervals or Intervals()
+    config = completed(config, len(images.ids), images.resolution)
+
+    # Order, start and state.
+    if runtime.device.type == "cpu":
+        keep_freed_memory()
+    epochs = EpochBatches(config, images, runtime, cache)
+    newest = newest_checkpoint(config, images, runtime, run)
+    learner = Learner(config, epochs.images, init_table(epochs, runtime, run, scratch), runtime)
+    position = restore_or_begin(learner, epochs, phase, newest, warm_start)
+    meter = Meter(learner)
+    keeper = CheckpointPolicy(
+        learner, epochs.images, meter, intervals, run, lambda: refresh_statistics(learner, epochs)
+    )
+    stopped = False
+    try:
+        # EpochBatches of steps.
+        while position.images_seen < phase.target and not stopped:
+            orders = epochs.orders(position.epoch)
+            learner.table.begin_epoch([of_lane.windows for of_lane in orders])
+            batches = meter.waiting_for(epochs.batches(orders, position.step))
+            for step, batch in enumerate(batches, position.step):
+                rates = phase.rates(position.images_seen, config)
+                sums = learner.step(batch, rates)
+                before, position = position, _advance(position, epochs)
+                seen = position.images_seen - before.images_seen
+                learner.ema.update(learner.decoder, position.images_seen, seen)
+
+                # Report, checkpoint, show, stop: each on crossing its interval.
+                done = position.images_seen >= phase.target
+                meter.add(sums, seen)
+                if done or _crossed(before, position, intervals.report):
+                    meter.report(position.images_seen, rates)
+                if step % AGREE_STEPS == 0:
+                    stopped = keeper.agree(position)
+                if done or stopped:
+                    break
+                if _crossed(before, position, intervals.checkpoint):
+                    keeper.checkpoint(position)
+                if runtime.shows_pictures and _crossed(before, position, intervals.grid):
+                    show_previews(learner, epochs, position)
+
+        # The end: a checkpoint, and the figures over one full pass.
+        keeper.checkpoint(position)
+        if runtime.shows_pictures and position.images_seen >= phase.target:
+            show_previews(learner, epochs, position)
+    except DivergedError:
+        keeper.finish()  # What was copied before is good.
+        raise
+    keeper.finish()
+    finished = position.images_seen >= phase.target
+    return TrainResult(
+        decoder=learner.ema.decoder,
+        table=learner.table,
+        position=position,
+        metrics=_figures(learner, epochs, position.images_seen, run) if finished else {},
+        finished=finished,
+    )
+
+
+def _figures(learner: Learner, epochs: EpochBatches, images_seen: int, run: Path | None) -> Metrics:
+    """`psnr` and `pca_psnr` over the training images: reported, and kept with the principal components."""
+    runtime = learner.runtime
+    pca = PcaBaseline.fit(epochs.images, learner.config.code.dim, runtime)
+    metrics = {
+        "psnr": reconstruction_psnr(learner.ema.decoder, learner.table, epochs.images, runtime),
+        "pca_psnr": pca_psnr(pca, epochs.images, runtime),
+    }
+    if runtime.rank == 0:
+        runtime.report(images_seen, metrics)
+        if run is not None:
+            pca.save(run / "metrics" / f"{images_seen}.safetensors")
+            write_json(
+                run / "metrics" / f"{images_seen}.json", {"format_version": 1, "images_seen": images_seen, **metrics}
+            )
+    return metrics
+
+
+def _advance(position: Position, epochs: EpochBatches) -> Position:
+    seen = int(epochs.images_before[position.step + 1] - epochs.images_before[position.step])
+    last = position.step + 1 == epochs.steps
+    return Position(
+        images_seen=position.images_seen + seen,
+        phase=position.phase,
+        epoch=position.epoch + last,
+        step=0 if last else position.step + 1,
+    )
+
+
+def _crossed(before: Position, after: Position, interval: int) -> bool:
+    return interval > 0 and after.images_seen // interval > before.images_seen // interval

@@ -1,0 +1,1 @@
+"""What the stages share: records, tracking, the connection to Ray."""

@@ -1,0 +1,229 @@
+"""The only file that imports MLflow. Only the driver of a job talks to it.
+
+MLflow is imported by the functions that call it, not above them: Ray's worker processes import this package too,
+and each would spend seconds on a library that it must not use.
+"""
+
+import functools
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec, Self, TypeVar
+
+from PIL import Image
+
+from glo_core.common.config import Config
+from glo_core.common.errors import UserError
+from glo_core.common.location import Location
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig(Config):
+    """Where runs are followed."""
+
+    tracking_uri: str = ""
+    """MLflow server or database; default: MLFLOW_TRACKING_URI, else mlflow.db beside the outputs"""
+    experiment: str = "glo"
+    """MLflow experiment"""
+
+
+def tracking_uri(config: TrackingConfig, root: Path | Location) -> str:
+    """The URI that runs with outputs in `root` are tracked at.
+
+    Raises:
+        UserError: if there is none, since a database cannot lie beside outputs in an object store.
+    """
+    named = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not named and Location(root).remote:
+        raise UserError(
+            f"tracking_uri: MLflow's database cannot lie beside {root}; give --tracking-uri, "
+            "a server or sqlite:////absolute/path/mlflow.db"
+        )
+    return named or f"sqlite:///{root / 'mlflow.db'}"
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _answered(method: Callable[P, R]) -> Callable[P, R]:
+    """Turn MLflow's errors into one line; whatever the job has finished is on disk before it is logged."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return method(*args, **kwargs)
+        except (MlflowException, OSError) as error:
+            raise UserError(f"MLflow: {_first_line(error)}; the same command goes on once it answers again") from None
+
+    return call
+
+
+class Tracker:
+    """One MLflow run, open from `start` to `finish`."""
+
+    def __init__(self, client: Any, run_id: str) -> None:
+        """Follow `run_id` through `client`, an `mlflow.MlflowClient`."""
+        self.client, self.run_id = client, run_id
+
+    @classmethod
+    def start(
+        cls,
+        config: TrackingConfig,
+        root: Path | Location,
+        *,
+        name: str,
+        run_id: str | None = None,
+        inputs: Mapping[str, str | None] | None = None,
+    ) -> Self:
+        """Open the run `run_id` again, or a new one.
+
+        Args:
+            root: directory of the outputs, home of the default database.
+            name: of the job.
+            inputs: MLflow ids of the runs whose outputs this one uses, by what they gave.
+
+        Raises:
+            UserError: if the server does not answer.
+        """
+        import mlflow
+        from mlflow.exceptions import MlflowException
+
+        uri = tracking_uri(config, root)
+        # A server that is away is asked again for 14 s (2 + 4 + 8), not for MLflow's four minutes.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+        for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        local = Path(uri.removeprefix("sqlite:///")).absolute().parent if uri.startswith("sqlite:///") else None
+        if local is not None:
+            local.mkdir(parents=True, exist_ok=True)
+        mlflow.set_tracking_uri(uri)
+        try:
+            client = mlflow.MlflowClient()
+            experiment = _experiment(client, config.experiment, local)
+            known = run_id if run_id and _exists(client, run_id) else None
+            run = mlflow.start_run(
+                run_id=known,
+                experiment_id=experiment,
+                run_name=None if known else name,
+                log_system_metrics=True,
+            )
+        except (MlflowException, OSError) as error:
+            raise UserError(
+                f"tracking_uri={uri}: MLflow does not answer there ({_first_line(error)}); start the "
+                "server, or leave tracking_uri and MLFLOW_TRACKING_URI unset"
+            ) from None
+        tracker = cls(client, run.info.run_id)
+        tracker._link(name, experiment, inputs or {})
+        return tracker
+
+    def _link(self, name: str, experiment: str, inputs: Mapping[str, str | None]) -> None:
+        links = {what: run_id for what, run_id in inputs.items() if run_id}
+        tags = {"glo.job": name, **{f"glo.input.{what}": run_id for what, run_id in links.items()}}
+        if links:  # MLflow shows this note, as Markdown, on the run's page.
+            lines = [
+                f"- {what} from run [{run_id}](#/experiments/{experiment}/runs/{run_id})"
+                for what, run_id in links.items()
+            ]
+            tags["mlflow.note.content"] = "Made from:\n" + "\n".join(lines)
+        self.tags(tags)
+
+    @_answered
+    def tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags, of what does not decide the result: MLflow writes every parameter above every picture."""
+        from mlflow.entities import RunTag
+
+        entries = [RunTag(key, str(value)) for key, value in _flatten(tags).items()]
+        for some in _batches(entries, 100):
+            self.client.log_batch(self.run_id, tags=some)
+
+    @_answered
+    def params(self, params: Mapping[str, Any]) -> None:
+        """Log a (nested) config; a parameter that this run already has stays."""
+        from mlflow.entities import Param
+
+        known = self.client.get_run(self.run_id).data.params
+        entries = [Param(key, str(value)) for key, value in _flatten(params).items() if key not in known]
+        for some in _batches(entries, 100):
+            self.client.log_batch(self.run_id, params=some)
+
+    def metrics(self, metrics: Mapping[str, float], images_seen: int = 0) -> None:
+        self.history([(int(time.time() * 1000), images_seen, dict(metrics))])
+
+    @_answered
+    def history(self, reports: Sequence[tuple[int, int, Mapping[str, float]]]) -> None:
+        """Log many reports at once: (milliseconds since 1970, images seen, metrics)."""
+        from mlflow.entities import Metric
+
+        metrics = [Metric(key, value, when, step) for when, step, values in reports for key, value in values.items()]
+        for some in _batches(metrics, 1000):
+            self.client.log_batch(self.run_id, metrics=some)
+
+    @_answered
+    def image(self, path: Path, images_seen: int = 0) -> None:
+        """Show a picture in the run's page as part of a series, and keep the file as an artifact."""
+        with Image.open(path) as image:
+            self.client.log_image(self.run_id, image, key=path.stem, step=images_seen)
+        self.client.log_artifact(self.run_id, str(path), artifact_path="grids")
+
+    @_answered
+    def artifact(self, path: Path) -> None:
+        self.client.log_artifact(self.run_id, str(path))
+
+    @_answered
+    def dataset(self, path: Path | Location, digest: str, context: str) -> None:
+        """Name what the run used or made."""
+        import mlflow
+        from mlflow.data.code_dataset_source import CodeDatasetSource
+        from mlflow.data.meta_dataset import MetaDataset
+
+        source = CodeDatasetSource({"path": str(path)})
+        mlflow.log_input(MetaDataset(source, name=path.name, digest=digest), context=context)
+
+    @_answered
+    def finish(self, status: str = "FINISHED") -> None:
+        """End the run: FINISHED, KILLED (stopped on request) or FAILED."""
+        import mlflow
+
+        mlflow.end_run(status)
+
+
+def _experiment(client: Any, name: str, root: Path | None) -> str:
+    """Id of the experiment `name`, made if it is not there."""
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    # Beside a local database the artifacts belong beside it too, not in the working directory.
+    location = (root / "mlartifacts").as_uri() if root else None
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+def _exists(client: Any, run_id: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException:
+        return False
+
+
+def _batches(entries: list[R], limit: int) -> Iterator[list[R]]:
+    """Cut to MLflow's limits for one request: 1000 metrics, 100 parameters, 100 tags."""
+    for start in range(0, len(entries), limit):
+        yield entries[start : start + limit]
+
+
+def _flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in params.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__

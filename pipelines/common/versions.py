@@ -1,0 +1,10 @@
+"""Versions of the libraries that a result was made with."""
+
+import platform
+from importlib.metadata import version
+
+LIBRARIES = ("torch", "ray", "pyarrow", "pillow", "mlflow", "numpy")
+
+
+def library_versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}

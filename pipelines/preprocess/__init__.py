@@ -1,0 +1,1 @@
+"""Preprocessing: folders of image files -> dataset, again for every new folder."""

@@ -1,0 +1,78 @@
+"""A look at some images before there is a dataset: which resolution and how many channels suit them."""
+
+import contextlib
+import hashlib
+import heapq
+import io
+import itertools
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from PIL import Image
+
+from glo_core.dataset_format.image_decoding import FORMATS, RejectedImageError
+from pipelines.preprocess.containers import is_container, list_members, read_members
+from pipelines.preprocess.sources import Source, place_of, read_file
+from pipelines.preprocess.walk import list_files, no_file
+
+_LOOKS = 256
+"""Images of a source that are looked at"""
+_CONTAINERS = 4
+"""Containers of a source that are opened for them"""
+_NEARLY = 1.15
+"""An image of 28 px may become one of 32 px"""
+_LARGEST = 128
+"""Resolution that is chosen at most; more is for whoever asks for it"""
+_GREY = frozenset({"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L"})
+
+
+class SuggestedFormat(NamedTuple):
+    resolution: int
+    """The largest power of two up to 1.15 times the median of the shorter sides, from 8 to 128"""
+    channels: int
+    """1 where every image looked at is stored in grey, else 3"""
+
+
+def suggest_format(sources: Sequence[Source], tight_crop: int = 0) -> SuggestedFormat:
+    """What suits some of the images of `sources`, of which `tight_crop` pixels are kept if it is not 0.
+
+    Raises:
+        UserError: if a source holds no file.
+    """
+    sides, grey = [], True
+    for source in sources:
+        for data in _some(source):
+            try:
+                with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                    sides.append(min(*image.size, tight_crop or min(image.size)))
+                    grey &= image.mode in _GREY
+            except Exception:  # Whatever is no image; why is told when it is decoded.
+                continue
+    if not sides:  # Decoding will say why each is none.
+        return SuggestedFormat(_LARGEST, 3)
+    side = _NEARLY * statistics.median(sides)
+    return SuggestedFormat(max(size for size in (8, 16, 32, 64, _LARGEST) if size <= max(side, 8)), 1 if grey else 3)
+
+
+def _some(source: Source) -> Iterator[bytes]:
+    """The bytes of some images of `source`, whatever the order in which its files are listed."""
+    chosen: list[tuple[bytes, bytes]] = []
+    for files in list_files(source):
+        keys = ((hashlib.blake2b(path, digest_size=8).digest(), path) for path in files.paths)
+        chosen = heapq.nsmallest(_LOOKS, itertools.chain(chosen, keys))
+    if not chosen:
+        raise no_file(source)
+    paths = [path for _, path in chosen]
+    containers = [path for path in paths if is_container(path)][:_CONTAINERS]
+    for path in containers:
+        with contextlib.suppress(RejectedImageError):
+            place = place_of(source.base, path)
+            members = list_members(place)
+            step = -(-len(members.names) * _CONTAINERS // _LOOKS) or 1
+            found = read_members(place, members.starts[::step], members.lengths[::step])
+            yield from (data for _, data in found if isinstance(data, bytes))
+    for path in paths:
+        if not is_container(path):
+            with contextlib.suppress(RejectedImageError, ValueError):  # A line of a list that is no URI
+                yield read_file(source.base, path)

@@ -1,0 +1,36 @@
+"""What preprocessing is told."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from glo_core.common.config import Config
+from glo_core.common.location import Location
+from glo_core.dataset_format.config import DatasetConfig
+from pipelines.common.tracking import TrackingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestOptions(Config):
+    """What a preprocessing run does with files that it has met before."""
+
+    on_change: Literal["keep", "replace"] = "keep"
+    """Of a file whose bytes changed, keep the old image beside the new one, or replace it"""
+    retry_rejected: bool = False
+    """Try every rejected file again, changed or not"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessJob(IngestOptions, DatasetConfig, TrackingConfig):
+    """Turn images into an indexed dataset, or append what is new to one."""
+
+    input: tuple[Location, ...] = ()
+    """Folders of image files, searched recursively; .tar shards, .parquet tables, .txt lists of paths; or URIs"""
+    dataset: Location
+    """Directory or URI of the dataset, made if it is not there"""
+    remove: tuple[str, ...] = ()
+    """Images to remove from the dataset, each by its id or as source/path"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.input and not self.remove:
+            raise ValueError("--input is required: name at least one folder")

@@ -1,0 +1,257 @@
+"""One block: a Ray task reads a row group of the plan and writes the decoded images and their manifest rows.
+
+row group of the plan -> bytes (read once) -> content hash -> pixels -> blocks/N-K.arrow, manifest/N-K.parquet
+"""
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from glo_core.common.arrays import Int64Array
+from glo_core.common.errors import UserError
+from glo_core.common.files import atomic_write, open_parquet
+from glo_core.common.location import Location
+from glo_core.dataset_format.blocks import write_block
+from glo_core.dataset_format.config import DatasetConfig, read_config
+from glo_core.dataset_format.image_decoding import RejectedImageError, decode
+from glo_core.dataset_format.manifest import MANIFEST, block_path, manifest_path
+from pipelines.preprocess.containers import is_container, list_members, read_ahead, read_members
+from pipelines.preprocess.content_index import ContentIndex
+from pipelines.preprocess.plan import plan_path, read_plan
+from pipelines.preprocess.sources import place_of, read_file
+
+Content = bytes | RejectedImageError
+"""What reading a file gave"""
+
+
+class TaskReport(NamedTuple):
+    """What a task reports."""
+
+    files: int
+    bytes: int
+    """Of the files read"""
+    error: str
+
+
+def decode_block(task: dict[str, Any], contents: Any) -> dict[str, Any]:
+    """Decode one row group of a plan into one block and its part of the manifest. Runs in a Ray task.
+
+    A retry is harmless: file names are fixed, a file appears whole or not at all, and a block that is there is skipped.
+
+    Args:
+        task: `dataset`, `number` of the plan, `block`.
+        contents: reference to the `ContentIndex` of the snapshots before.
+
+    Returns:
+        A `TaskReport` as a dict, Ray Data's row.
+    """
+    dataset, number, block = Location(task["dataset"]), int(task["number"]), int(task["block"])
+    try:
+        return _decode_block(dataset, number, block, contents)._asdict()
+    except UserError as error:  # An exception of a task would reach the user as Ray's traceback.
+        return TaskReport(0, 0, str(error))._asdict()
+    except OSError as error:
+        return TaskReport(
+            0, 0, f"{error.filename or dataset}: {error.strerror or ' '.join(str(error).split())}"
+        )._asdict()
+
+
+def _decode_block(dataset: Location, number: int, block: int, reference: Any) -> TaskReport:
+    config, plan = read_config(dataset), read_plan(plan_path(dataset, number))
+    if manifest_path(dataset, number, block).exists():
+        return TaskReport(plan.block_rows(block), 0, "")
+    contents = ray.get(reference)
+    files = open_parquet(plan.path).read_row_group(block)
+    rows = _Rows(files, config, contents)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata.
+        for row, content in _read_all(files, plan.sources):
+            rows.add(row, content)
+    rows.settle()
+    place = block_path(dataset, number, block)
+    ids, kept = files.column("image_id").to_numpy(), np.flatnonzero(rows.is_image)
+    held_out = files.column("held_out").to_numpy(zero_copy_only=False)
+    pixels = rows.pixels if len(kept) == len(ids) else rows.pixels[kept]
+    written = write_block(place, ids[kept], pixels, held_out[kept], config.code_shards)
+    schema = MANIFEST.with_metadata({"glo": json.dumps({"block": {"name": place.name, **written}})})
+    with atomic_write(manifest_path(dataset, number, block)) as temporary:
+        pq.write_table(rows.manifest(place.name).cast(schema), temporary)
+    return TaskReport(len(ids), sum(size or 0 for size in rows.sizes), "")
+
+
+# ---------------------------------------------------------------- reading
+
+
+def _read_all(files: Any, bases: dict[str, str]) -> Iterator[tuple[int, Content]]:
+    """The bytes of every file of a row group: (row, what reading gave). Members of a container come together."""
+    sources, paths = files.column("source").to_pylist(), files.column("path").to_pylist()
+    if files.column("member").null_count == len(files):
+        members = [None] * len(files)
+    else:
+        members = files.column("member").to_pylist()
+    places = {name: Location(base) for name, base in bases.items()}
+    sizes = files.column("bytes").to_pylist()
+    by_container: dict[tuple[str, bytes], list[int]] = {}
+    remote = []
+    for row, (source, path, member) in enumerate(zip(sources, paths, members, strict=True)):
+        if member is not None:
+            by_container.setdefault((source, path), []).append(row)
+        elif places[source].remote or b"://" in path:
+            remote.append(row)
+        else:
+            yield row, _read(places[source], path, sizes[row])
+    read = read_ahead(lambda row: _read(places[sources[row]], paths[row], sizes[row]), remote)
+    yield from zip(remote, read, strict=True)
+    if by_container:
+        starts, lengths = files.column("start").to_numpy(), files.column("length").to_numpy()
+        for (source, path), inside in by_container.items():
+            place = place_of(places[source], path)
+            yield from _read_container(place, inside, starts[inside], lengths[inside])
+
+
+def _read(base: Location, path: bytes, size: int) -> Content:
+    try:
+        if is_container(path):  # Without a member, since there was none when it was listed: say why.
+            members = list_members(place_of(base, path))
+            detail = f"damaged behind {len(members.names)} images" if members.damaged else "changed since it was listed"
+            raise RejectedImageError("broken container", detail)
+        return read_file(base, path, size)
+    except RejectedImageError as error:
+        return error
+    except ValueError as error:  # A line of a list that is no URI
+        return RejectedImageError("missing", str(error))
+
+
+def _read_container(
+    place: Location, rows: Sequence[int], starts: Int64Array, lengths: Int64Array
+) -> Iterator[tuple[int, Content]]:
+    left = set(rows)
+    try:
+        for index, data in read_members(place, starts.tolist(), lengths.tolist()):
+            left.remove(rows[index])
+            yield rows[index], data
+    except RejectedImageError as error:
+        yield from ((row, error) for row in sorted(left))
+
+
+# ---------------------------------------------------------------- what became of each file
+
+
+class Rejection(NamedTuple):
+    reason: str
+    detail: str
+
+
+class _Rows:
+    """The pixels and the manifest rows of one block, row by row of its plan."""
+
+    def __init__(self, files: Any, config: DatasetConfig, contents: ContentIndex) -> None:
+        self._files, self._config, self._contents = files, config, contents
+        count = len(files)
+        side = config.resolution
+        self.pixels = np.empty((count, side, side, config.channels), np.uint8)
+        self.sizes: list[int | None] = [None] * count
+        self._hashes: list[bytes | None] = [None] * count
+        self._shapes: list[tuple[int, int] | None] = [None] * count
+        self._rejected: dict[int, Rejection] = {}
+        self._duplicates: dict[int, int] = {}
+        """Id of the same bytes, by row"""
+        self._decoded: dict[bytes, list[int]] = {}
+        """Rows of the same bytes, the first of which has the pixels"""
+
+    def add(self, row: int, content: Content) -> None:
+        """Hash and decode one file."""
+        if isinstance(content, RejectedImageError):
+            self._reject(row, content)
+            return
+        digest = hashlib.blake2b(content, digest_size=16).digest()
+        self.sizes[row], self._hashes[row] = len(content), digest
+        if digest in self._decoded:
+            self._decoded[digest].append(row)
+            return
+        earlier = self._contents.id_of(digest)
+        if earlier is not None:
+            self._duplicates[row] = earlier
+            return
+        try:
+            decoded = decode(content, self._config)
+        except RejectedImageError as error:
+            self._reject(row, error)
+            return
+        self.pixels[row], self._shapes[row] = decoded.pixels, (decoded.width, decoded.height)
+        self._decoded[digest] = [row]
+
+    def _reject(self, row: int, error: RejectedImageError) -> None:
+        self._rejected[row] = Rejection(error.reason, error.detail)
+
+    def settle(self) -> None:
+        """Of equal bytes the lowest id is the image, in whatever order they were read."""
+        ids = self._files.column("image_id").to_numpy()
+        for rows in self._decoded.values():
+            if len(rows) > 1:
+                lowest = min(rows)
+                self.pixels[lowest], self._shapes[lowest] = self.pixels[rows[0]], self._shapes[rows[0]]
+                self._duplicates |= {row: int(ids[lowest]) for row in rows if row != lowest}
+
+    @property
+    def is_image(self) -> Any:
+        """bool `[rows]`"""
+        image = np.ones(len(self._files), np.bool_)
+        image[[*self._rejected, *self._duplicates]] = False
+        return image
+
+    def manifest(self, block: str) -> Any:
+        """The block's part of the manifest, as a `pyarrow.Table`."""
+        files, count, image = self._files, len(self._files), self.is_image
+        shapes = [shape if shape and ok else (None, None) for shape, ok in zip(self._shapes, image, strict=True)]
+        status = np.where(image, "image", "duplicate").astype(object)
+        status[list(self._rejected)] = "rejected"
+        columns = {name: files.column(name) for name in ("image_id", "source", "path", "mtime_ns")} | {
+            "member": files.column("member"),
+            "label": _labels(files),
+            "bytes": self.sizes,
+            "content_hash": self._hashes,
+            "width": [width for width, _ in shapes],
+            "height": [height for _, height in shapes],
+            "split": np.where(files.column("held_out"), "holdout", "train"),
+            "block": [block if ok else None for ok in image],
+            "status": status,
+            "reason": _by_row(count, {row: rejection.reason for row, rejection in self._rejected.items()}),
+            "detail": _by_row(count, {row: rejection.detail or None for row, rejection in self._rejected.items()}),
+            "duplicate_of": _by_row(count, self._duplicates),
+        }
+        arrays = [columns[f.name] for f in MANIFEST]
+        arrays = [
+            a if isinstance(a, pa.ChunkedArray | pa.Array) else pa.array(a, f.type)
+            for a, f in zip(arrays, MANIFEST, strict=True)
+        ]
+        return pa.table(arrays, names=MANIFEST.names)
+
+
+def _by_row(count: int, values: dict[int, Any]) -> list[Any]:
+    column = [None] * count
+    for row, value in values.items():
+        column[row] = value
+    return column
+
+
+def _labels(files: Any) -> list[str]:
+    """What a container says; else the first folder below the source."""
+    labels = files.column("label").to_pylist()
+    return [
+        label if label is not None else _first_folder(path)
+        for label, path in zip(labels, files.column("path").to_pylist(), strict=True)
+    ]
+
+
+def _first_folder(path: bytes) -> str:
+    first, slash, _ = path.partition(b"/")
+    return os.fsdecode(first).encode(errors="replace").decode() if slash and b"://" not in path else ""

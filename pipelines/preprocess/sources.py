@@ -1,0 +1,145 @@
+"""Where images come from: folders, tar shards, Parquet tables and lists of paths, on a disk or in an object store.
+
+A *source* is one input under a name that does not say where it lies. It is a base folder and the *files* in it, each
+with a path, a size and a time; a file may be a *container*, whose *members* are the images.
+"""
+
+import functools
+import itertools
+import os
+import stat
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from glo_core.common.errors import UserError
+from glo_core.common.location import Location
+from glo_core.dataset_format.image_decoding import RejectedImageError
+from pipelines.preprocess.containers import is_container
+
+LISTS = (b".txt", b".lst")
+"""Endings of text files that hold a path or URI on each line."""
+
+
+class Source(NamedTuple):
+    name: str
+    base: Location
+    """Folder that the paths of its files begin at"""
+    kind: str
+    """"folder", "container" or "list" """
+    given: Location
+    """The input as it was named"""
+
+
+def find_sources(inputs: Sequence[Location], known: dict[str, str]) -> list[Source]:
+    """Name every input. `known` maps the names given before to their base folders.
+
+    A folder that moved keeps its name: its old place is gone, and the new one ends alike.
+
+    Raises:
+        UserError: if an input is missing or is of no kind that is read.
+    """
+    names, sources = dict(known), []
+    for given in dict.fromkeys(_resolved(place) for place in inputs):
+        kind = _kind(given)
+        base = given if kind == "folder" else given.parent
+        name = _name(given, base, names)
+        names[name] = str(base)
+        sources.append(Source(name, base, kind, given))
+    return sources
+
+
+def _resolved(place: Location) -> Location:
+    return Location(place.path.resolve()) if place.path else place
+
+
+def _name(given: Location, base: Location, names: dict[str, str]) -> str:
+    """The name under which this base is known, or one whose folder is gone, or a new one."""
+    last = given.name
+    if not last.isprintable():
+        raise UserError(f"input={str(given)!r}: its last part is not valid text; give a link of another name to it")
+    numbered = (last if number == 1 else f"{last}-{number}" for number in itertools.count(1))
+    alike = list(itertools.takewhile(lambda name: name in names, numbered))
+    exact = [name for name in alike if names[name] == str(base)]
+    gone = [name for name in alike if not Location(names[name]).exists()]
+    return (exact + gone + [last if not alike else f"{last}-{len(alike) + 1}"])[0]
+
+
+def _kind(given: Location) -> str:
+    if given.is_dir():
+        return "folder"
+    if not given.exists():
+        raise UserError(f"input={given}: missing, where a folder of image files was expected")
+    name = os.fsencode(given.name)
+    if is_container(name):
+        return "container"
+    if name.lower().endswith(LISTS):
+        return "list"
+    raise UserError(
+        f"input={given}: a file, where a folder of images, a .tar or .parquet file, or a .txt or .lst list was expected"
+    )
+
+
+# ---------------------------------------------------------------- reading
+
+
+@functools.lru_cache(maxsize=1024)
+def _folder(base: Location) -> bytes | None:
+    """The path that local names are put behind."""
+    return os.path.join(os.fsencode(base.path), b"") if base.path else None
+
+
+def locate(base: Location, path: bytes) -> bytes | Location:
+    """The file at `path` of a source: bytes for a local one, as the file system names it."""
+    if b"://" in path:
+        place = Location(os.fsdecode(path))
+        return os.fsencode(place.path) if place.path else place
+    folder = _folder(base)
+    if folder is None:
+        return base / os.fsdecode(path)
+    return path if path.startswith(b"/") else folder + path
+
+
+def place_of(base: Location, path: bytes) -> Location:
+    """The same as a `Location`."""
+    place = locate(base, path)
+    return place if isinstance(place, Location) else Location(os.fsdecode(place))
+
+
+def read_file(base: Location, path: bytes, size: int = -1) -> bytes:
+    """The bytes of one file, read once.
+
+    Args:
+        size: of the regular file that was met here, if it is known.
+
+    Raises:
+        RejectedImageError: if it is missing, unreadable or no regular file.
+    """
+    try:
+        place = locate(base, path)
+        return place.read_bytes() if isinstance(place, Location) else _read_local(place, size)
+    except (FileNotFoundError, NotADirectoryError):
+        raise RejectedImageError("missing") from None
+    except IsADirectoryError:
+        raise RejectedImageError("irregular") from None
+    except (OSError, ValueError) as error:
+        raise RejectedImageError("unreadable", getattr(error, "strerror", None) or str(error)) from None
+
+
+def _read_local(path: bytes, size: int) -> bytes:
+    # Without O_NONBLOCK, opening a pipe would wait for somebody who writes to it.
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if size < 0:
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode):
+                raise RejectedImageError("irregular")
+            size = status.st_size
+        data = os.read(file, size + 1)
+        if len(data) == size:
+            return data
+        parts = [data]  # It has grown or shrunk since it was listed, or is larger than one call gives.
+        while part := os.read(file, 1 << 20):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(file)

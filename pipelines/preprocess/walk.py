@@ -1,0 +1,208 @@
+"""Diff a source: every file with its path, size and time, many at once where the file system is slow."""
+
+import heapq
+import itertools
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import pyarrow.fs as pafs
+
+from glo_core.common.errors import UserError
+from glo_core.common.location import Location
+from pipelines.preprocess.sources import Source, locate
+
+CHUNK = 8192
+"""Files that are handed on together."""
+
+
+WAITING = 32
+"""Requests to a network that are under way at once."""
+
+
+SLOW_STAT_S = 50e-6
+"""A file system that takes longer for one file is asked for many at once; on a local disk threads only cost."""
+
+
+class Files(NamedTuple):
+    """Some files of a source, column by column."""
+
+    paths: list[bytes]
+    """Relative to the base; in a list, each line as it stands"""
+    sizes: list[int]
+    """Bytes; -1 of what could not be requested, or is no regular file"""
+    mtimes_ns: list[int]
+
+    def add(self, path: bytes, size: int, mtime_ns: int) -> None:
+        self.paths.append(path)
+        self.sizes.append(size)
+        self.mtimes_ns.append(mtime_ns)
+
+
+# ---------------------------------------------------------------- listing
+
+
+def no_file(source: Source) -> UserError:
+    return UserError(f"input={source.given}: holds no file, where image files were expected")
+
+
+def list_files(source: Source) -> Iterator[Files]:
+    """Every file of a source, in chunks, in no order; names that begin with a dot are left out.
+
+    Raises:
+        UserError: if the input itself cannot be listed.
+    """
+    try:
+        if source.kind == "container":
+            yield from _ask(source, iter([os.fsencode(source.given.name)]))
+        elif source.kind == "list":
+            lines = (line.rstrip(b"\r") for line in source.given.read_bytes().split(b"\n"))
+            yield from _ask(source, (line for line in lines if line.strip()))
+        elif source.base.path is not None:
+            yield from _walk(os.fsencode(source.base.path))
+        else:
+            yield from _walk_remote(source.base)
+    except OSError as error:
+        raise UserError(f"input={source.given}: {error.strerror or str(error).splitlines()[0]}") from None
+
+
+def _walk(base: bytes) -> Iterator[Files]:
+    """Every file below a local folder. Links are followed; a folder is entered once."""
+    unread = Files([], [], [])
+    entries = _entries(base, unread)
+    with _Chunks() as chunks:
+        while some := list(itertools.islice(entries, CHUNK)):
+            yield from chunks.submit(_stat_entries, some, len(base) + 1)
+        yield from chunks.rest()
+    yield unread
+
+
+def _entries(base: bytes, unread: Files) -> Iterator["os.DirEntry[bytes]"]:
+    """Every entry below `base` that is no folder; folders that cannot be read are entered in `unread`."""
+    pending, linked, entered = [base], list[bytes](), set[tuple[int, int]]()
+    while pending or linked:
+        # Linked folders come last and in order, so that which path a file gets does not depend on the listing's order.
+        folder = pending.pop() if pending else heapq.heappop(linked)
+        try:
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in entered:  # A link to a folder above it would never end.
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            listing = os.scandir(folder)
+        except OSError:
+            if folder == base:
+                raise
+            unread.add(folder[len(base) + 1 :], -1, 0)  # It was met, and is rejected.
+            continue
+        with listing:
+            for entry in listing:
+                if entry.name.startswith(b"."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                elif entry.is_symlink() and _leads_to_folder(entry):
+                    heapq.heappush(linked, entry.path)
+                else:
+                    yield entry
+
+
+def _leads_to_folder(link: "os.DirEntry[bytes]") -> bool:
+    try:
+        return link.is_dir()
+    except OSError:  # A loop, or a folder without permission: a file that cannot be read
+        return False
+
+
+def _stat_entries(entries: Sequence["os.DirEntry[bytes]"], start: int) -> Files:
+    files = Files([], [], [])
+    paths, sizes, mtimes = files
+    for entry in entries:
+        try:
+            status = entry.stat()
+        except OSError:  # A broken link
+            files.add(entry.path[start:], -1, 0)
+            continue
+        paths.append(entry.path[start:])
+        sizes.append(status.st_size if stat.S_ISREG(status.st_mode) else -1)
+        mtimes.append(status.st_mtime_ns)
+    return files
+
+
+def _walk_remote(base: Location) -> Iterator[Files]:
+    """Every object below a remote folder, many folders at once."""
+    fs, root = base.file_system()
+    with ThreadPoolExecutor(WAITING) as pool:
+        pending = [pool.submit(_list_remote, fs, root)]
+        while pending:
+            found, folders = pending.pop(0).result()
+            pending += [pool.submit(_list_remote, fs, folder) for folder in folders]
+            for first in range(0, len(found), CHUNK):
+                infos = found[first : first + CHUNK]
+                yield Files(
+                    [os.fsencode(info.path[len(root) + 1 :]) for info in infos],
+                    [info.size for info in infos],
+                    [info.mtime_ns or 0 for info in infos],
+                )
+
+
+def _list_remote(fs: Any, folder: str) -> tuple[list[Any], list[str]]:
+    infos = [info for info in fs.get_file_info(pafs.FileSelector(folder)) if not info.base_name.startswith(".")]
+    files = [info for info in infos if info.type == pafs.FileType.File]
+    return files, [info.path for info in infos if info.type == pafs.FileType.Directory]
+
+
+def _ask(source: Source, paths: Iterator[bytes]) -> Iterator[Files]:
+    """Size and time of files whose paths are known."""
+    with _Chunks() as chunks:
+        while some := list(itertools.islice(paths, CHUNK)):
+            yield from chunks.submit(_stat_paths, source.base, some)
+        yield from chunks.rest()
+
+
+def _stat_paths(base: Location, paths: Sequence[bytes]) -> Files:
+    files = Files([], [], [])
+    for path in paths:
+        try:
+            place = locate(base, path)
+            if isinstance(place, bytes):
+                status = os.stat(place)
+                files.add(path, status.st_size if stat.S_ISREG(status.st_mode) else -1, status.st_mtime_ns)
+            else:
+                info = place.info()
+                files.add(path, -1 if info.size is None else info.size, info.mtime_ns or 0)
+        except (OSError, ValueError):
+            files.add(path, -1, 0)
+    return files
+
+
+class _Chunks:
+    """Calls that each look at one chunk of files: in turn where the file system is quick, else many at once."""
+
+    def __enter__(self) -> "_Chunks":
+        self._pool: ThreadPoolExecutor | None = None
+        self._waiting: list[Future[Files]] = []
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def submit(self, ask: Callable[..., Files], *arguments: Any) -> Iterator[Files]:
+        """Ask about one more chunk; yields what is answered."""
+        if self._pool is None:
+            started = time.perf_counter()
+            files = ask(*arguments)
+            if (time.perf_counter() - started) / len(files.paths) > SLOW_STAT_S:
+                self._pool = ThreadPoolExecutor(WAITING)
+            yield files
+            return
+        self._waiting.append(self._pool.submit(ask, *arguments))
+        if len(self._waiting) >= 2 * WAITING:
+            yield self._waiting.pop(0).result()
+
+    def rest(self) -> Iterator[Files]:
+        for future in self._waiting:
+            yield future.result()

@@ -1,0 +1,295 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, ImageOps
+
+from glo_core.dataset_format.config import DecodePolicy
+from glo_core.dataset_format.image_decoding import RejectedImageError, decode
+
+RGB = DecodePolicy(resolution=16, channels=3)
+GREY = DecodePolicy(resolution=16, channels=1)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def corner(size: tuple[int, int] = (32, 32)) -> Image.Image:
+    """Black, with a white upper left quarter: no two of its eight orientations are the same but by symmetry."""
+    pixels = np.zeros((size[1], size[0], 3), np.uint8)
+    pixels[: size[1] // 2, : size[0] // 2] = 255
+    pixels[: size[1] // 2, size[0] // 2 :] = 100
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
+@pytest.mark.parametrize("policy", [RGB, GREY], ids=["rgb", "grey"])
+def test_every_format_decodes_upright(kind: str, policy: DecodePolicy) -> None:
+    decoded = decode(encoded(corner(), kind), policy)
+    assert decoded.pixels.shape == (16, 16, policy.channels)
+    assert decoded.pixels.dtype == np.uint8
+    assert (decoded.width, decoded.height) == (32, 32)
+    assert decoded.pixels[3, 3].min() > 240
+    assert 80 < decoded.pixels[3, 12].mean() < 120
+    assert decoded.pixels[12].max() < 15
+
+
+INVERSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_comes_out_upright(orientation: int) -> None:
+    stored = corner().transpose(INVERSE[orientation]) if orientation > 1 else corner()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    decoded = decode(encoded(stored, "PNG", exif=exif.tobytes()), RGB)
+    np.testing.assert_array_equal(decoded.pixels, decode(encoded(corner(), "PNG"), RGB).pixels)
+
+
+def test_transparency_shows_the_background() -> None:
+    clear = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
+    green = DecodePolicy(resolution=16, channels=3, background="#00ff00")
+    assert decode(encoded(clear, "PNG"), green).pixels[0, 0].tolist() == [0, 255, 0]
+    half = Image.new("LA", (20, 20), (0, 128))
+    assert abs(int(decode(encoded(half, "PNG"), GREY).pixels[0, 0, 0]) - 127) <= 1
+    palette = Image.new("P", (20, 20), 0)
+    palette.putpalette([9, 9, 9])
+    assert decode(encoded(palette, "PNG", transparency=0), green).pixels[0, 0].tolist() == [0, 255, 0]
+
+
+def test_sixteen_bit_grey_is_scaled_and_not_clipped() -> None:
+    deep = Image.fromarray(np.full((20, 20), 32896, np.uint16))
+    assert decode(encoded(deep, "PNG"), GREY).pixels[0, 0, 0] == 128
+
+
+def test_the_first_frame_of_an_animation_is_taken() -> None:
+    frames = [Image.new("L", (16, 16), value) for value in (200, 10)]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert decode(data, GREY).pixels[0, 0, 0] == 200
+
+
+def test_the_central_square_is_kept() -> None:
+    wide = Image.new("L", (48, 16), 0)
+    wide.paste(255, (16, 0, 32, 16))
+    assert decode(encoded(wide, "PNG"), GREY).pixels.min() == 255
+    assert (
+        decode(
+            encoded(ImageOps.expand(Image.new("L", (16, 16), 255), 8, 0), "PNG"),
+            DecodePolicy(resolution=16, channels=1, tight_crop=16),
+        ).pixels.min()
+        == 255
+    )
+
+
+def test_downscaling_is_antialiased() -> None:
+    stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (64, 32)))
+    inner = decode(encoded(stripes, "PNG"), GREY).pixels[2:-2, 2:-2]
+    assert abs(inner.astype(int) - 127).max() < 12
+
+
+def damaged_checksum() -> bytes:
+    data = bytearray(encoded(corner(), "PNG"))
+    data[data.index(b"IDAT") - 8] ^= 0xFF  # The checksum of the chunk before
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"not an image", "unknown format"),
+        (encoded(corner(), "PNG")[:60], "truncated"),
+        (encoded(corner((256, 256)), "JPEG")[:400], "truncated"),
+        (encoded(corner((256, 256)), "JPEG")[:20], "truncated"),
+        (encoded(corner(), "GIF")[:-30], "truncated"),
+        (encoded(corner(), "WEBP")[:-8], "truncated"),
+        (encoded(corner(), "BMP")[:-9], "truncated"),
+        (encoded(corner(), "PNG").replace(b"IDAT", b"IDAX"), "broken"),
+        (damaged_checksum(), "broken"),
+        (encoded(corner(), "TIFF")[:-200], "broken"),
+    ],
+    ids=["empty", "text", "png", "jpeg", "jpeg-header", "gif", "webp", "bmp", "no-data", "checksum", "tiff"],
+)
+def test_what_cannot_be_read_has_a_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(RejectedImageError, match=f"^{reason}"):
+        decode(data, RGB)
+
+
+@pytest.mark.parametrize("field, value", [("resolution", 48), ("channels", 4), ("background", "nocolour")])
+def test_a_bad_policy_is_named(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"`{field}` .*{value}.* must be"):
+        DecodePolicy(**{field: value})
+
+
+# ---------------------------------------------------------------- any image
+
+
+def ramp(mode: str, size: tuple[int, int] = (40, 40)) -> Image.Image:
+    """Dark on the left, light on the right."""
+    return Image.fromarray(np.tile(np.linspace(20, 230, size[0]).astype(np.uint8), (size[1], 1))).convert(mode)
+
+
+def is_ramp(pixels: np.ndarray) -> bool:
+    row = pixels.astype(int).mean(axis=(0, 2))
+    return bool((np.diff(row) > 0).all() and row[0] < 60 and row[-1] > 190)
+
+
+def sixteen_bits() -> Image.Image:
+    return Image.fromarray(np.tile(np.linspace(5000, 60000, 40).astype(np.uint16), (40, 1)))
+
+
+def lab() -> Image.Image:
+    channels = np.full((40, 40, 3), 128, np.uint8)
+    channels[..., 0] = np.linspace(20, 240, 40)
+    return Image.frombytes("LAB", (40, 40), (channels ^ np.array([0, 128, 128], np.uint8)).tobytes())
+
+
+KINDS = {
+    "palette": lambda: encoded(ramp("P"), "PNG"),
+    "palette gif": lambda: encoded(ramp("P"), "GIF"),
+    "16-bit grey": lambda: encoded(sixteen_bits(), "PNG"),
+    "16-bit tiff": lambda: encoded(sixteen_bits(), "TIFF"),
+    "float": lambda: encoded(ramp("F"), "TIFF"),
+    "32-bit": lambda: encoded(ramp("I"), "TIFF"),
+    "cmyk jpeg": lambda: encoded(ramp("CMYK"), "JPEG", quality=95),
+    "cmyk tiff": lambda: encoded(ramp("CMYK"), "TIFF"),
+    "lab": lambda: encoded(lab(), "TIFF"),
+    "ycbcr": lambda: encoded(ramp("YCbCr"), "TIFF"),
+    "grey with alpha": lambda: encoded(ramp("LA"), "PNG"),
+    "rgba webp": lambda: encoded(ramp("RGBA"), "WEBP"),
+    "progressive": lambda: encoded(ramp("RGB"), "JPEG", progressive=True, quality=95),
+    "grey jpeg": lambda: encoded(ramp("L"), "JPEG", quality=95),
+    "lzw tiff": lambda: encoded(ramp("RGB"), "TIFF", compression="tiff_lzw"),
+    "big-endian name": lambda: encoded(ramp("RGB"), "BMP"),
+    "animated": lambda: encoded(ramp("P"), "GIF", save_all=True, append_images=[Image.new("P", (40, 40))]),
+    "multi-page": lambda: encoded(ramp("L"), "TIFF", save_all=True, append_images=[Image.new("L", (9, 9))]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("policy", [RGB, GREY], ids=["rgb", "grey"])
+def test_every_kind_of_pixel_decodes_to_the_same_picture(kind: str, policy: DecodePolicy) -> None:
+    decoded = decode(KINDS[kind](), policy)
+    assert decoded.pixels.shape == (16, 16, policy.channels)
+    assert is_ramp(decoded.pixels)
+
+
+def test_one_bit_images_are_black_and_white() -> None:
+    pixels = decode(encoded(corner().convert("1"), "PNG"), GREY).pixels
+    assert pixels[2, 2] == 255 and pixels[12, 12] == 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (3, 7)])
+def test_one_pixel_sides_decode(size: tuple[int, int]) -> None:
+    for kind in ("PNG", "JPEG"):
+        decoded = decode(encoded(Image.new("RGB", size, (200, 100, 50)), kind), RGB)
+        assert abs(decoded.pixels.astype(int) - [200, 100, 50]).max() < 12
+        assert (decoded.width, decoded.height) == size
+
+
+def test_a_foreign_colour_profile_is_converted_and_srgb_is_left_alone() -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image = Image.new("RGB", (32, 32), (100, 150, 200))
+    plain = decode(encoded(image, "PNG"), RGB).pixels
+    np.testing.assert_array_equal(decode(encoded(image, "PNG", icc_profile=srgb), RGB).pixels, plain)
+    np.testing.assert_array_equal(decode(encoded(image, "PNG", icc_profile=b"no profile"), RGB).pixels, plain)
+    wide = encoded(image, "PNG", icc_profile=adobe_rgb())
+    converted = decode(wide, RGB).pixels
+    # Adobe RGB's primaries are wider: the same colour has more contrast between channels in sRGB.
+    assert converted[8, 8, 0] < plain[8, 8, 0] - 5
+    unconverted = DecodePolicy(resolution=16, channels=3, srgb=False)
+    np.testing.assert_array_equal(decode(wide, unconverted).pixels, plain)
+    # A profile that does not fit the mode leaves the colours as they are.
+    grey = image.convert("L")
+    np.testing.assert_array_equal(
+        decode(encoded(grey, "PNG", icc_profile=adobe_rgb()), GREY).pixels, decode(encoded(grey, "PNG"), GREY).pixels
+    )
+
+
+def adobe_rgb() -> bytes:
+    """A matrix profile of Adobe RGB's primaries (1998) and a gamma of 2.2, laid out by hand (ICC.1:2001-04)."""
+
+    def fixed(*values: float) -> bytes:
+        return b"".join(round(v * 65536).to_bytes(4, "big", signed=True) for v in values)
+
+    def xyz(*values: float) -> bytes:
+        return b"XYZ " + bytes(4) + fixed(*values)
+
+    curve = b"curv" + bytes(4) + (1).to_bytes(4, "big") + round(2.2 * 256).to_bytes(2, "big") + bytes(2)
+    text = b"desc" + bytes(4) + (5).to_bytes(4, "big") + b"wide\0" + bytes(79)
+    tags = {
+        b"desc": text, b"cprt": b"text" + bytes(4) + b"none", b"wtpt": xyz(0.9642, 1.0, 0.8249),
+        b"rXYZ": xyz(0.60974, 0.31111, 0.01947), b"gXYZ": xyz(0.20528, 0.62567, 0.06087),
+        b"bXYZ": xyz(0.14919, 0.06322, 0.74457), b"rTRC": curve, b"gTRC": curve, b"bTRC": curve,
+    }  # fmt: skip
+    start = 128 + 4 + 12 * len(tags)
+    table, body = len(tags).to_bytes(4, "big"), b""
+    for name, data in tags.items():
+        table += name + (start + len(body)).to_bytes(4, "big") + len(data).to_bytes(4, "big")
+        body += data + bytes(-len(data) % 4)
+    size = start + len(body)
+    header = size.to_bytes(4, "big") + b"none" + (0x02100000).to_bytes(4, "big") + b"mntrRGB XYZ "
+    header += bytes(12) + b"acsp" + bytes(28) + fixed(0.9642, 1.0, 0.8249) + bytes(48)
+    return header + table + body
+
+
+def test_a_decompression_bomb_is_rejected_before_it_is_decoded() -> None:
+    small = DecodePolicy(resolution=16, max_pixels=1000)
+    with pytest.raises(RejectedImageError, match="too many pixels: 32 x 32"):
+        decode(encoded(corner(), "PNG"), small)
+    # A header that promises 10^9 pixels, with no data behind it.
+    bomb = encoded(Image.new("1", (40000, 30000)), "PNG")
+    assert len(bomb) < 200_000
+    with pytest.raises(RejectedImageError, match="too many pixels"):
+        decode(bomb, RGB)
+    assert Image.MAX_IMAGE_PIXELS == 89478485
+
+
+def test_the_smallest_side_is_a_policy() -> None:
+    with pytest.raises(RejectedImageError, match="too small: 40 x 31"):
+        decode(encoded(ramp("L", (40, 31)), "PNG"), DecodePolicy(resolution=16, min_side=32))
+
+
+def test_a_truncated_image_is_taken_on_request() -> None:
+    data = encoded(ramp("L", (64, 64)), "JPEG", quality=95)
+    kept = decode(data[: len(data) * 2 // 3], DecodePolicy(resolution=16, channels=1, allow_truncated=True))
+    whole = decode(data, GREY)
+    assert abs(kept.pixels[:4].astype(int) - whole.pixels[:4]).max() < 3
+    with pytest.raises(RejectedImageError, match="truncated"):
+        decode(data[: len(data) * 2 // 3], GREY)
+
+
+@pytest.mark.parametrize("size", [(640, 480), (481, 643), (515, 515)])
+@pytest.mark.parametrize("policy", [{"channels": 3}, {"channels": 1}, {"channels": 3, "tight_crop": 200}], ids=str)
+def test_a_jpeg_decoded_small_is_the_full_one_but_for_rounding(size: tuple[int, int], policy: dict[str, int]) -> None:
+    y, x = np.mgrid[: size[1], : size[0]]
+    smooth = np.stack([128 + 100 * np.sin(x / 40 + c) * np.cos(y / 55) for c in range(3)], axis=2)
+    data = encoded(Image.fromarray(smooth.astype(np.uint8)), "JPEG", quality=95)
+    full = decode(data, DecodePolicy(resolution=32, draft=False, **policy)).pixels.astype(float)
+    small = decode(data, DecodePolicy(resolution=32, **policy)).pixels.astype(float)
+    assert np.sqrt(((full - small) ** 2).mean()) < 2.0
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_jpeg_decoded_small_is_upright_and_in_place(orientation: int) -> None:
+    # 467 is no multiple of 8: the last column of the small image is only partly filled, wherever it ends up.
+    y, x = np.mgrid[:467, :467]
+    smooth = np.stack([128 + 100 * np.sin(x / 40 + c) * np.cos(y / 55 + x / 90) for c in range(3)], axis=2)
+    upright = Image.fromarray(smooth.astype(np.uint8))
+    stored = upright.transpose(INVERSE[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    small = decode(encoded(stored, "JPEG", quality=97, exif=exif.tobytes()), RGB).pixels.astype(float)
+    full = decode(encoded(upright, "PNG"), RGB).pixels.astype(float)
+    assert np.sqrt(((full - small) ** 2).mean()) < 2.0

@@ -1,0 +1,51 @@
+import dataclasses
+
+import pytest
+
+import glo_core as glo
+from glo_core.training.auto_config import completed, images_to_see
+
+
+@pytest.mark.parametrize(
+    ("images", "resolution", "batch_size", "dim"),
+    [
+        (1, 8, 16, 16),
+        (2059, 64, 16, 64),
+        (32_767, 32, 16, 32),
+        (32_768, 128, 32, 128),
+        (60_000, 32, 32, 32),
+        (10**7, 256, 256, 128),
+    ],
+)
+def test_batch_and_dimension_follow_the_data(images: int, resolution: int, batch_size: int, dim: int) -> None:
+    config = completed(glo.TrainConfig(), images, resolution)
+    assert (config.batch_size, config.code.dim) == (batch_size, dim)
+
+
+def test_what_was_said_is_kept() -> None:
+    config = glo.TrainConfig(batch_size=24, seed=3, code=glo.CodeConfig(dim=7, init="random"))
+    assert dataclasses.replace(completed(config, 60_000, 32), decoder=config.decoder) == config
+    narrow = glo.TrainConfig(decoder=glo.DecoderConfig(filters=(8, 4, 2)))
+    assert completed(narrow, 60_000, 32).decoder == narrow.decoder
+
+
+@pytest.mark.parametrize(("images", "seen"), [(100, 94_644), (60_000, 1_222_790), (10**8, 10**8)])
+def test_more_images_are_seen_longer_but_fewer_times(images: int, seen: int) -> None:
+    assert images_to_see(images) == seen
+
+
+@pytest.mark.parametrize(
+    ("kind", "resolution", "filters"),
+    [
+        ("seed", 8, (96,)),
+        ("seed", 32, (384, 192, 96)),
+        ("seed", 64, (512, 256, 128, 64)),
+        ("seed", 256, (512, 256, 128, 64, 32, 16)),
+        ("residual", 64, (256, 128, 64, 32)),
+        ("dcgan", 32, (256, 128, 64)),
+        ("dcgan", 64, (384, 192, 96, 48)),
+        ("dcgan", 256, (384, 192, 96, 48, 24, 16)),
+    ],
+)
+def test_widths_follow_the_resolution(kind: str, resolution: int, filters: tuple[int, ...]) -> None:
+    assert glo.DecoderConfig(kind=kind).widths(resolution) == filters

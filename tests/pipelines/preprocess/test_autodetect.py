@@ -1,0 +1,60 @@
+"""Which resolution and channels suit images that nobody has described."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from glo_core import UserError
+from glo_core.common.location import Location
+from pipelines.preprocess.autodetect import suggest_format
+from pipelines.preprocess.sources import find_sources
+
+
+def write(folder: Path, *sizes: tuple[int, int], mode: str = "RGB") -> Path:
+    folder.mkdir(exist_ok=True)
+    for number, size in enumerate(sizes):
+        Image.new(mode, size).save(folder / f"{number}-{mode}.png")
+    return folder
+
+
+def look(*places: Path, tight_crop: int = 0) -> tuple[int, int]:
+    return tuple(suggest_format(find_sources([Location(place) for place in places], {}), tight_crop))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(("side", "resolution"), [(3, 8), (28, 32), (27, 16), (100, 64), (112, 128), (4000, 128)])
+def test_the_largest_power_of_two_that_nearly_fits_the_shorter_side(tmp_path: Path, side: int, resolution: int) -> None:
+    assert look(write(tmp_path / "a", (side, side + 9))) == (resolution, 3)
+
+
+def test_half_of_the_images_decide_and_one_in_colour_makes_all_colour(tmp_path: Path) -> None:
+    grey = write(tmp_path / "a", (32, 32), (32, 32), (200, 200), mode="L")
+    (grey / "notes.txt").write_text("no image")
+    assert look(grey) == (32, 1)
+    assert look(grey, write(tmp_path / "b", (32, 32))) == (32, 3)
+
+
+def test_what_is_cropped_away_does_not_count(tmp_path: Path) -> None:
+    assert look(write(tmp_path / "a", (178, 218)), tight_crop=70) == (64, 3)
+
+
+def test_members_of_a_tar_are_looked_at(tmp_path: Path) -> None:
+    data = io.BytesIO()
+    Image.new("L", (16, 16)).save(data, format="PNG")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        info = tarfile.TarInfo("x.png")
+        info.size = len(data.getvalue())
+        tar.addfile(info, io.BytesIO(data.getvalue()))
+    assert look(tmp_path / "a.tar") == (16, 1)
+
+
+def test_where_nothing_is_an_image_decoding_will_say_why(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("no image")
+    assert look(tmp_path) == (128, 3)
+
+
+def test_a_source_without_a_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no file, where image files were expected"):
+        look(tmp_path)

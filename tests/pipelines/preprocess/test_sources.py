@@ -1,0 +1,221 @@
+"""Tar shards, Parquet tables, lists of paths and an S3 server as sources; the dataset itself in a bucket."""
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from glo_core import Dataset, UserError
+from glo_core.common.location import Location
+from pipelines.config import InspectJob
+from pipelines.inspect_dataset import inspect_dataset
+from pipelines.preprocess.config import PreprocessJob
+from pipelines.preprocess.job import preprocess
+from pipelines.preprocess.writer_lock import exclusive_writer
+from tests.helpers.processes import end, free_port
+from tests.helpers.write_images import write_images
+
+CONFIG = {"resolution": 16, "channels": 1, "code_shards": 4}
+
+
+def ingest(dataset: object, *inputs: object, **options: object) -> dict[str, Any]:
+    job = PreprocessJob(input=tuple(map(Location, inputs)), dataset=Location(dataset), **CONFIG | options)
+    return preprocess(job)
+
+
+def png(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (16, 16), np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pixels_of(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (16, 16), np.uint8)
+
+
+def rows(dataset: Path) -> list[dict[str, Any]]:
+    return pa.concat_tables([pq.read_table(p) for p in sorted((dataset / "manifest").iterdir())]).to_pylist()
+
+
+def images(dataset: object) -> dict[int, bytes]:
+    held = Dataset.open(dataset).images()
+    pixels = held.take(np.arange(len(held.ids))).numpy()
+    return {int(i): p.tobytes() for i, p in zip(held.ids, pixels, strict=True)}
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.usefixtures("session")
+def test_tar_shards_give_their_members_with_labels_and_grow_member_by_member(tmp_path: Path) -> None:
+    shards, dataset = tmp_path / "shards", tmp_path / "d"
+    shards.mkdir()
+    members = {f"{n:04d}.png": png(n) for n in range(6)} | {f"{n:04d}.cls": str(n % 3).encode() for n in range(6)}
+    write_tar(shards / "0.tar", members | {"0000.json": b"{}", "sub/x.jpg": b"\xff\xd8\xff broken"})
+    write_tar(shards / "1.tar", {"a.png": png(3), "b.png": png(10)})  # The first is a duplicate.
+    whole = (shards / "1.tar").read_bytes()
+    (shards / "2.tar").write_bytes(b"no tar at all" * 100)
+    write_tar(shards / "3.tar", {"text.txt": b"no image"})
+    summary = ingest(dataset, shards)
+    assert (summary["found"], summary["files"], summary["train"], summary["duplicate"]) == (4, 11, 7, 1)
+    assert summary["reasons"] == {"truncated": 1, "broken container": 1, "no image inside": 1}
+    by_name = {(row["path"], row["member"]): row for row in rows(dataset)}
+    row = by_name[b"0.tar", b"0004.png"]
+    assert (row["label"], row["bytes"]) == ("1", len(png(4)))
+    assert images(dataset)[row["image_id"]] == pixels_of(4).tobytes()
+    assert ingest(dataset, shards) == {}
+    # A shard rewritten with one more member: the others are known by their bytes.
+    write_tar(shards / "1.tar", {"a.png": png(3), "b.png": png(10), "c.png": png(11)})
+    assert whole != (shards / "1.tar").read_bytes()
+    summary = ingest(dataset, shards)
+    assert (summary["files"], summary["train"], summary["changed"], summary["unchanged"]) == (1, 1, 0, 3)
+    assert ingest(dataset, shards) == {}
+    # The id of a member is that of its name, whichever input it came through.
+    alone = tmp_path / "alone"
+    assert ingest(alone, shards / "0.tar")["train"] == 6
+    inspect_dataset(InspectJob(dataset=Location(dataset), verify=True))
+
+
+@pytest.mark.usefixtures("session")
+def test_a_table_as_hugging_face_stores_it(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "image": [{"bytes": png(n), "path": f"{n}.png"} for n in range(20)] + [{"bytes": None, "path": "gone.png"}],
+            "label": [n % 2 for n in range(21)],
+        }
+    )
+    pq.write_table(table, tmp_path / "train.parquet", row_group_size=7)
+    dataset = tmp_path / "d"
+    summary = ingest(dataset, tmp_path / "train.parquet")
+    assert (summary["files"], summary["train"], summary["reasons"]) == (21, 20, {"empty": 1})
+    by_member = {row["member"]: row for row in rows(dataset)}
+    assert by_member[b"13"]["label"] == "1"
+    assert images(dataset)[by_member[b"13"]["image_id"]] == pixels_of(13).tobytes()
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "text.parquet")
+    with pytest.raises(UserError, match=r"/text\.parquet: none of its 1 new files is an image \(1 no image inside\)"):
+        ingest(tmp_path / "other", tmp_path / "text.parquet")
+
+
+@pytest.mark.usefixtures("session")
+def test_a_list_names_files_anywhere(tmp_path: Path) -> None:
+    write_images(tmp_path / "far", 4, seed=0, side=16)
+    (tmp_path / "near.png").write_bytes(png(1))
+    lines = ["near.png", "near.png", str(tmp_path / "far" / "a" / "0000.png"), "nowhere.png", "far", ""]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    summary = ingest(tmp_path / "d", tmp_path / "list.txt")
+    assert (summary["files"], summary["train"], summary["reasons"]) == (4, 2, {"missing": 1, "irregular": 1})
+    assert ingest(tmp_path / "d", tmp_path / "list.txt") == {}
+    (tmp_path / "nowhere.png").write_bytes(png(2))
+    assert ingest(tmp_path / "d", tmp_path / "list.txt")["train"] == 1
+
+
+# ---------------------------------------------------------------- S3
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A bucket on a real S3 server on loopback. The workers of a Ray head need the variables too: hence the query."""
+    port, place = free_port(), tmp_path_factory.mktemp("s3")
+    with (place / "log").open("wb") as log:
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        for _ in range(100):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/").close()
+                break
+            except OSError:
+                time.sleep(0.2)
+        query = f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1&allow_bucket_creation=true"
+        fs, _ = pafs.FileSystem.from_uri(f"s3://key:secret@bucket/?{query}")
+        fs.create_dir("bucket")
+        yield f"s3://key:secret@bucket/FOLDER?{query}"
+    finally:
+        end(process)
+
+
+def upload(bucket: str, folder: str, files: dict[str, bytes]) -> None:
+    for name, data in files.items():
+        (Location(bucket.replace("FOLDER", folder)) / name).put(data)
+
+
+@pytest.mark.usefixtures("session")
+def test_images_and_dataset_in_a_bucket(bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    upload(bucket, "photos", {f"{'ab'[n % 2]}/{n}.png": png(n) for n in range(30)} | {".hidden": b"", "t.txt": b"t"})
+    source, dataset = bucket.replace("FOLDER", "photos"), bucket.replace("FOLDER", "sets/one")
+    tracking = {"tracking_uri": f"sqlite:///{tmp_path}/mlflow.db"}
+    summary = ingest(dataset, source, **tracking)
+    assert (summary["files"], summary["train"], summary["reasons"]) == (31, 30, {"unknown format": 1})
+    assert ingest(dataset, source, **tracking) == {}
+    # The same files in a folder give the same digest.
+    local = tmp_path / "photos"
+    for n in range(30):
+        (local / "ab"[n % 2]).mkdir(parents=True, exist_ok=True)
+        (local / "ab"[n % 2] / f"{n}.png").write_bytes(png(n))
+    (local / "t.txt").write_text("t")
+    assert ingest(tmp_path / "d", local)["digest"] == summary["digest"]
+    assert images(dataset) == images(tmp_path / "d")
+    # A rank reads its own shards of a remote dataset.
+    some = Dataset.open(dataset).images([1, 3])
+    assert set(some.ids % 4) == {1, 3} and len(some.ids) == sum(i % 4 in (1, 3) for i in images(dataset))
+    # What is new is appended; the whole verifies; one image comes out as a file.
+    upload(bucket, "photos", {"b/new.png": png(99)})
+    assert ingest(dataset, source, **tracking)["train"] == 1
+    inspect_dataset(InspectJob(dataset=Location(dataset), verify=True))
+    assert "verified" in capsys.readouterr().out
+    inspect_dataset(InspectJob(dataset=Location(dataset), export="photos/b/new.png", output=tmp_path))
+    with Image.open(capsys.readouterr().out.strip()) as image:
+        np.testing.assert_array_equal(np.asarray(image), pixels_of(99))
+
+
+@pytest.mark.usefixtures("session")
+def test_a_tar_shard_and_a_list_in_a_bucket(bucket: str, tmp_path: Path) -> None:
+    write_tar(tmp_path / "s.tar", {f"{n}.png": png(n) for n in range(5)})
+    upload(bucket, "shards", {"s.tar": (tmp_path / "s.tar").read_bytes(), "one.png": png(77)})
+    shard = str(Location(bucket.replace("FOLDER", "shards")) / "one.png")
+    (tmp_path / "list.txt").write_text(f"{shard}\n")
+    assert ingest(tmp_path / "d", bucket.replace("FOLDER", "shards"), tmp_path / "list.txt")["train"] == 6
+
+
+def test_a_lease_in_a_bucket_keeps_others_out_and_a_dead_holders_runs_out(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.preprocess.writer_lock.RENEWED_EVERY_S", 0.5)
+    monkeypatch.setattr("pipelines.preprocess.writer_lock.EXPIRES_AFTER_S", 2.0)
+    monkeypatch.setattr("pipelines.preprocess.writer_lock.SETTLES_AFTER_S", 0.1)
+    dataset = Location(bucket.replace("FOLDER", "leased"))
+    with exclusive_writer(dataset), pytest.raises(UserError, match="in use by process"), exclusive_writer(dataset):
+        pass
+    assert not (dataset / ".lock").exists()
+    (dataset / ".lock").put(b'{"holder": "process 1 on gone", "token": "t", "renewed": 0}')
+    with exclusive_writer(dataset):
+        assert (dataset / ".lock").exists()
+
+
+def test_a_store_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
+    for place in ("nowhere://bucket/x", f"s3://key:secret@b/x?endpoint_override=127.0.0.1:{free_port()}&scheme=http"):
+        environment = os.environ | {"AWS_MAX_ATTEMPTS": "1", "AWS_RETRY_MODE": "standard"}
+        command = [sys.executable, "-m", "jobs.preprocess", "--input", place, "--dataset", str(tmp_path / "d")]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1

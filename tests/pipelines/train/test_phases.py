@@ -1,0 +1,89 @@
+"""How long a training is to be where nobody said it: for a new run, an interrupted one, one whose dataset has grown."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import glo_core as glo
+from pipelines.train import phases
+from pipelines.train.config import TrainJob
+from pipelines.train.job import _check
+from pipelines.train.phases import complete, next_phase
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that has seen 96 images, where the rule wants 96."""
+    monkeypatch.setattr(phases, "images_to_see", lambda _: 96)
+    images = glo.TensorImages(torch.randint(0, 256, (48, 8, 8, 1), dtype=torch.uint8))
+    config = glo.TrainConfig(batch_size=16, code=glo.CodeConfig(dim=3), decoder=glo.DecoderConfig(filters=(4,)))
+    glo.train(config, images, glo.Phase(target=96), run=tmp_path / "run")
+    return tmp_path / "run"
+
+
+def target(run: Path, *, digest: str = "old", finished: bool, begun: int = 96, images: int = 0) -> int | None:
+    record = {"phases": [{"start": 0, "target": begun, "snapshot": "old"}]}
+    stage: Any = SimpleNamespace(record=record, done={"phase": 0} if finished else None)
+    dataset: Any = SimpleNamespace(num_train=50, digest=digest, at=lambda _: None)
+    phase, _ = next_phase(stage, TrainJob(dataset="/d", run=run, images=images), dataset)
+    return phase and phase.target
+
+
+def test_a_finished_run_on_the_same_images_has_nothing_to_do(run: Path) -> None:
+    assert target(run, finished=True) is None
+
+
+def test_a_finished_run_stays_so_whatever_the_rule_has_become(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phases, "images_to_see", lambda _: 500)
+    assert target(run, finished=True) is None
+    assert target(run, digest="new", finished=True) == 500
+
+
+def test_images_that_came_are_seen_an_epoch_at_least(run: Path) -> None:
+    assert target(run, digest="new", finished=True) == 96 + 50
+
+
+def test_an_interrupted_run_keeps_its_target(run: Path) -> None:
+    assert target(run, digest="new", finished=False, begun=777) == 777
+
+
+def test_what_is_asked_for_wins(run: Path) -> None:
+    assert target(run, digest="new", finished=True, images=1000) == 1000
+
+
+def test_the_rules_choice_stays_when_the_dataset_grows(tmp_path: Path) -> None:
+    identity = {"batch_size": 16, "code": {"dim": 24}, "decoder": {"filters": [32, 16, 8, 8]}}
+    (tmp_path / "run.json").write_text(json.dumps({"identity": identity}))
+    dataset: Any = SimpleNamespace(num_train=10**6, config=SimpleNamespace(resolution=64))
+    job = complete(TrainJob(dataset="/d", run=tmp_path), dataset)
+    assert (job.batch_size, job.code.dim, job.decoder.filters) == (16, 24, (32, 16, 8, 8))
+    new = complete(TrainJob(dataset="/d", run=tmp_path / "other"), dataset)
+    assert (new.batch_size, new.code.dim, new.decoder.filters) == (256, 64, (384, 192, 96, 48))
+
+
+@pytest.mark.parametrize(
+    ("images", "changes", "line"),
+    [
+        (0, {}, "/d: has no training image"),
+        (
+            9,
+            {"decoder": glo.DecoderConfig(kind="no_such:Decoder")},
+            "decoder.kind=no_such:Decoder: ModuleNotFoundError",
+        ),
+        (9, {"loss": "perceptual", "perceptual_network": "no_such:net"}, "perceptual_network=no_such:net: ModuleNot"),
+        (9, {"decoder": glo.DecoderConfig(filters=(4,))}, "/d: `decoder.filters`"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_recorded(
+    images: int, changes: dict[str, Any], line: str
+) -> None:
+    config = glo.DatasetConfig(resolution=32, channels=1)
+    dataset: Any = SimpleNamespace(num_train=images, config=config)
+    job = TrainJob(dataset="/d", run="/r", batch_size=16, code=glo.CodeConfig(dim=3), **changes)
+    with pytest.raises(glo.UserError) as caught:
+        _check(job, dataset)
+    assert str(caught.value).startswith(line)
