@@ -24,7 +24,7 @@ import glo_core as glo
 from benchmarks.environment import describe
 from glo_core.codes.pca_init import PcaInit
 from glo_core.codes.ridge import RidgeRegression
-from glo_core.common.files import digest_json
+from glo_core.common.digests import digest_json
 from glo_core.common.runtime import SingleProcess
 from glo_core.data.dataset import BlockImages
 from glo_core.evaluation.config import InvertConfig

@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from glo_core.common.arrays import Int64Array
+from glo_core.common.digests import digest_file
 from glo_core.common.errors import UserError
-from glo_core.common.files import atomic_write, digest_file, open_parquet, read_json
+from glo_core.common.files import atomic_write, open_parquet, read_json
 from glo_core.common.location import Location
 from glo_core.dataset_format.blocks import open_block
 from glo_core.dataset_format.config import DatasetConfig, read_config
@@ -157,7 +158,7 @@ def _verify_block(dataset: Location, config: DatasetConfig, entry: Mapping[str, 
         if size != entry.get("bytes", size):
             yield f"{place}: {size} bytes, where the snapshot has {entry['bytes']}"
             return
-        if digest_file(place) != entry["blake2b"]:
+        if digest_file(place) != entry["blake3"]:
             yield f"{place}: its checksum is not the snapshot's"
             return
         batches = [reader.get_batch(index).column("image_id").to_numpy() for index in range(reader.num_record_batches)]

@@ -12,8 +12,9 @@ from PIL import Image
 from glo_core.checkpoint.reader import Checkpoint
 from glo_core.common.arrays import UInt8Array
 from glo_core.common.counter_rng import key64, mix64
+from glo_core.common.digests import digest_file, digest_json
 from glo_core.common.errors import UserError
-from glo_core.common.files import atomic_write, digest_file, digest_json, read_json
+from glo_core.common.files import atomic_write, read_json
 from glo_core.data.dataset import BlockImages, Dataset
 from glo_core.evaluation.neighbors import Neighbors, nearest, take_ids
 from glo_core.sampling.gaussian_prior import GaussianPrior

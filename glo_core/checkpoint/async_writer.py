@@ -6,7 +6,6 @@ all is written | rank 0 writes the mark, and deletes older ones
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 import sys
 import threading
@@ -16,19 +15,20 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors.torch import save
 
 from glo_core.checkpoint.layout import MARK, Position, prune, shard_name
 from glo_core.codes.table import CodeTable, Table, raw_name
+from glo_core.common.digests import DIGEST_BYTES, new_hasher
 from glo_core.common.errors import UserError
 from glo_core.common.files import FORMAT_VERSION, atomic_write, json_bytes, write_json
 from glo_core.common.runtime import Runtime
+from glo_core.common.tensor_files import tensor_bytes
 from glo_core.data.image_source import ImageSource, rows_of_shards
 
 NICENESS = 19
 """Of the writing thread: the lowest priority there is"""
 Part = dict[str, Any]
-"""Name, bytes and BLAKE2b of a file"""
+"""Name, bytes and BLAKE3 of a file"""
 
 
 class CheckpointWriter:
@@ -100,7 +100,7 @@ class CheckpointWriter:
                     _write_shard(file, table, first, last)
             for name, content in files.items():
                 with _written(directory, name, self._parts) as file:
-                    file.write(json_bytes(content) if name.endswith(".json") else save(content))
+                    file.write(json_bytes(content) if name.endswith(".json") else tensor_bytes(content))
         except BaseException as error:
             self._error = error
 
@@ -136,7 +136,7 @@ class _Hashing:
     closed = False
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file, self._hash, self.bytes = file, hashlib.blake2b(digest_size=16), 0
+        self._file, self._hash, self.bytes = file, new_hasher(), 0
 
     def write(self, data: Any) -> int:
         self._hash.update(data)
@@ -147,7 +147,7 @@ class _Hashing:
         self._file.flush()
 
     def part(self, name: str) -> Part:
-        return {"name": name, "bytes": self.bytes, "blake2b": self._hash.hexdigest()}
+        return {"name": name, "bytes": self.bytes, "blake3": self._hash.hexdigest(length=DIGEST_BYTES)}
 
 
 @contextlib.contextmanager

@@ -11,8 +11,9 @@ import torch
 from glo_core.checkpoint.layout import MARK, Position, committed_checkpoints, shard_name
 from glo_core.codes.config import CodeConfig
 from glo_core.common.arrays import Int64Array
+from glo_core.common.digests import digest_file, digest_json
 from glo_core.common.errors import UserError
-from glo_core.common.files import differences, digest_file, digest_json, read_json, read_parquet
+from glo_core.common.files import differences, read_json, read_parquet
 from glo_core.common.tensor_files import read_tensors
 from glo_core.decoder.config import DecoderConfig, Shape
 from glo_core.decoder.record import config_of_record, decoder_of_record, decoder_record
@@ -69,8 +70,8 @@ class Checkpoint:
                 f"{path}: {path.stat().st_size} bytes where checkpoint.json says {expected['bytes']}; "
                 f"the file is cut short: {remedy}"
             )
-        if digest_file(path) != expected["blake2b"]:
-            raise UserError(f"{path}: its bytes are not those that were written (BLAKE2b differs); {remedy}")
+        if digest_file(path) != expected["blake3"]:
+            raise UserError(f"{path}: its bytes are not those that were written (BLAKE3 differs); {remedy}")
         return path
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:

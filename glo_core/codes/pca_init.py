@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors.torch import save
 
 from glo_core.codes.config import CodeConfig
 from glo_core.codes.projection import to_sphere
 from glo_core.common.arrays import Int64Array, row_chunks
 from glo_core.common.counter_rng import key64, normal
 from glo_core.common.runtime import Runtime
-from glo_core.common.tensor_files import read_tensors
+from glo_core.common.tensor_files import read_tensors, tensor_bytes
 from glo_core.data.image_source import ImageSource
 
 PCA_SIDE = 32
@@ -106,7 +105,9 @@ class PcaInit:
         return to_sphere(torch.where(codes.norm(dim=1, keepdim=True) < 1e-12, noise, codes))
 
     def to_bytes(self) -> bytes:
-        return save({"mean": self.mean, "components": self.components, "scale": self.scale, "radius": self.radius})
+        return tensor_bytes(
+            {"mean": self.mean, "components": self.components, "scale": self.scale, "radius": self.radius}
+        )
 
     @classmethod
     def load(cls, path: Path) -> Self:

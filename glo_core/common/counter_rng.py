@@ -8,11 +8,21 @@ import hashlib
 import numpy as np
 
 from glo_core.common.arrays import Float64Array, Int64Array, UInt64Array
+from glo_core.common.digests import canonical_json
 
 
-def key64(*parts: int | str) -> int:
-    """A 64-bit key from `parts`, unambiguous in their number and type."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little")
+def key64(*parts: int | np.integer | str) -> int:
+    """A 64-bit key from `parts`: BLAKE2b-64 of their canonical JSON list, little-endian.
+
+    An int and a NumPy integer of the same value give the same key.
+
+    Raises:
+        TypeError: if a part is anything but an integer or a text.
+    """
+    for part in parts:
+        if isinstance(part, bool) or not isinstance(part, int | np.integer | str):
+            raise TypeError(f"{part!r}: a part of a key must be an int or a str, not {type(part).__name__}")
+    return int.from_bytes(hashlib.blake2b(canonical_json(parts), digest_size=8).digest(), "little")
 
 
 def mix64(key: int, ids: Int64Array) -> UInt64Array:

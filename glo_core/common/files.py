@@ -6,7 +6,6 @@ final one, are flushed to the disk, and are renamed. A reader never meets half a
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import socket
@@ -114,7 +113,7 @@ def open_parquet(place: Path | Location) -> Any:
     except FileNotFoundError:
         raise UserError(f"{place}: no such file; copy it back") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(_not_whole(place, "Parquet", error)) from None
+        raise UserError(not_whole(place, "Parquet", error)) from None
 
 
 def read_parquet(place: Path | Location, columns: Sequence[str] | None = None) -> Any:
@@ -122,27 +121,13 @@ def read_parquet(place: Path | Location, columns: Sequence[str] | None = None) -
     try:
         return open_parquet(place).read(columns)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(_not_whole(place, "Parquet", error)) from None
+        raise UserError(not_whole(place, "Parquet", error)) from None
 
 
-def _not_whole(place: Path | Location, kind: str, error: Exception) -> str:
+def not_whole(place: Path | Location, kind: str, error: Exception) -> str:
+    """The line about a file that is cut short or damaged."""
     reason = str(error).splitlines()[0]
     return f"{place}: not a whole {kind} file ({Location(place).size()} bytes; {reason}); copy it back"
-
-
-def digest_json(value: Any) -> str:
-    """BLAKE2b-128 of the canonical JSON of `value`, in hex."""
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
-
-
-def digest_file(place: Path | Location) -> str:
-    """BLAKE2b-128 of the bytes of a file, in hex."""
-    path = Location(place).path
-    if path is None:
-        return hashlib.blake2b(Location(place).read_bytes(), digest_size=16).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> Sequence[str]:

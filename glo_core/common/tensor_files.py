@@ -1,27 +1,40 @@
-"""Safetensors files."""
+"""Safetensors files. The package safetensors is imported by those who read or write one."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from glo_core.common.errors import UserError
-from glo_core.common.files import _not_whole
+from glo_core.common.files import not_whole, write_bytes
 
-if TYPE_CHECKING:
-    import torch
+METADATA = {"format": "pt", "format_version": "1"}
 
 
-def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
+def tensor_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """A safetensors file of `tensors`, which are row-major and on the CPU."""
+    from safetensors.torch import save
+
+    return bytes(save(dict(tensors), METADATA))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write `tensors` as the file `path`, whole or not at all."""
+    write_bytes(path, tensor_bytes(tensors))
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Read the tensors of a safetensors file, on the CPU.
 
     Raises:
         UserError: if the file is missing or not whole.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load  # Brings PyTorch, which takes seconds: not for those who read no tensors.
+    from safetensors.torch import load
 
     try:
         return load(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; copy it back") from None
     except SafetensorError as error:
-        raise UserError(_not_whole(path, "safetensors", error)) from None
+        raise UserError(not_whole(path, "safetensors", error)) from None

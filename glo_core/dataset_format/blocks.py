@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from glo_core.common.arrays import Int64Array, UInt8Array
+from glo_core.common.digests import digest_file
 from glo_core.common.errors import UserError
-from glo_core.common.files import atomic_write, digest_file
+from glo_core.common.files import atomic_write
 from glo_core.common.location import Location
 from glo_core.dataset_format.config import DatasetConfig
 
@@ -17,7 +18,7 @@ from glo_core.dataset_format.config import DatasetConfig
 def write_block(
     place: Path | Location, ids: Int64Array, pixels: UInt8Array, held_out: np.ndarray[Any, Any], shards: int
 ) -> dict[str, Any]:
-    """Write one block: a record batch per code shard, then one for the holdout. Returns its `bytes` and `blake2b`.
+    """Write one block: a record batch per code shard, then one for the holdout. Returns its `bytes` and `blake3`.
 
     Args:
         ids: int64 `[n]`, ascending.
@@ -34,7 +35,7 @@ def write_block(
                 buffers = [None, pa.py_buffer(np.ascontiguousarray(flat[rows]))]
                 images = pa.FixedSizeBinaryArray.from_buffers(schema.field("image").type, len(rows), buffers)
                 file.write_batch(pa.record_batch([pa.array(ids[rows]), images], schema=schema))
-        return {"bytes": temporary.stat().st_size, "blake2b": digest_file(temporary)}
+        return {"bytes": temporary.stat().st_size, "blake3": digest_file(temporary)}
 
 
 def open_block(place: Path | Location, config: DatasetConfig) -> Any:

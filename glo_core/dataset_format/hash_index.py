@@ -1,6 +1,5 @@
 """128-bit hashes as columns of integers: which file is which, and which bytes are the same."""
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,15 +8,16 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from glo_core.common.arrays import Int64Array, UInt8Array
+from glo_core.common.digests import digest
 
 Keys = npt.NDArray[np.uint64]
 """`[n, 2]`: high half and low half of n hashes, so that they sort like their bytes"""
 
 
 def file_keys(seed: int, source: str, paths: Sequence[bytes]) -> bytes:
-    """BLAKE2b-128 of seed, source and path, 16 bytes for each path: the order of ids, and the split."""
-    prefix, blake2b = f"{seed}\0{source}\0".encode(), hashlib.blake2b
-    return b"".join([blake2b(prefix + path, digest_size=16).digest() for path in paths])
+    """BLAKE3-128 of seed, source and path, 16 bytes for each path: the order of ids, and the split."""
+    prefix = f"{seed}\0{source}\0".encode()
+    return b"".join([digest(prefix + path) for path in paths])
 
 
 def halves(keys: bytes | UInt8Array) -> Keys:

@@ -1,12 +1,12 @@
 """The chain of snapshots: one small file for each committed preprocessing run."""
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from glo_core.common.arrays import Int64Array, UInt8Array
+from glo_core.common.digests import DIGEST_BYTES, canonical_json, floats_as_text, new_hasher
 from glo_core.common.errors import UserError
 from glo_core.common.files import read_json
 from glo_core.common.location import Location
@@ -21,14 +21,14 @@ def snapshot_digest(
         parent: digest of the snapshot before, or "" for the first.
         config: as `dataset.json` records it.
         ids: int64 `[n]`, ascending, of the snapshot's images that are no duplicates.
-        hashes: uint8 `[n, 16]`, BLAKE2b-128 of each image's file, in the order of `ids`.
+        hashes: uint8 `[n, 16]`, BLAKE3-128 of each image's file, in the order of `ids`.
         removed: ids that this snapshot removes, int64.
     """
-    state = hashlib.blake2b(digest_size=16)
-    state.update(repr((parent, sorted(config.items()))).encode())
+    state = new_hasher()
+    state.update(canonical_json({"parent": parent, "config": floats_as_text(dict(config))}))
     state.update(np.ascontiguousarray(ids, "<i8").tobytes() + np.ascontiguousarray(hashes).tobytes())
     state.update(np.ascontiguousarray(removed, "<i8").tobytes())
-    return state.hexdigest()
+    return str(state.hexdigest(length=DIGEST_BYTES))
 
 
 def read_snapshots(path: Location) -> list[dict[str, Any]]:

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors.torch import save
 
 from glo_core.common.arrays import row_chunks
 from glo_core.common.files import write_bytes
 from glo_core.common.runtime import Runtime
-from glo_core.common.tensor_files import read_tensors
+from glo_core.common.tensor_files import read_tensors, tensor_bytes
 from glo_core.data.image_source import ImageSource
 
 _CHUNK = 512
@@ -67,7 +66,7 @@ class PcaBaseline:
         return cls(mean, ritz.float())
 
     def save(self, path: Path) -> None:
-        write_bytes(path, save({"mean": self.mean.cpu(), "components": self.components.cpu().contiguous()}))
+        write_bytes(path, tensor_bytes({"mean": self.mean.cpu(), "components": self.components.cpu().contiguous()}))
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -8,13 +8,12 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import save
 
 from glo_core.codes.projection import PROJECTIONS
 from glo_core.common.arrays import Float64Array
 from glo_core.common.counter_rng import key64, normal
 from glo_core.common.files import FORMAT_VERSION, read_json, write_bytes, write_json
-from glo_core.common.tensor_files import read_tensors
+from glo_core.common.tensor_files import read_tensors, tensor_bytes
 from glo_core.sampling.config import Kind
 
 
@@ -84,7 +83,7 @@ class GaussianPrior:
     def save(self, directory: Path) -> None:
         """Write `prior.safetensors`, then `prior.json`."""
         tensors = {"mean": torch.from_numpy(self.mean.copy()), "factor": torch.from_numpy(self.factor.copy())}
-        write_bytes(directory / "prior.safetensors", save(tensors))
+        write_bytes(directory / "prior.safetensors", tensor_bytes(tensors))
         write_json(
             directory / "prior.json",
             {

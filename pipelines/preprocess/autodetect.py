@@ -1,7 +1,6 @@
 """A look at some images before there is a dataset: which resolution and how many channels suit them."""
 
 import contextlib
-import hashlib
 import heapq
 import io
 import itertools
@@ -11,6 +10,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from glo_core.common.digests import digest
 from glo_core.dataset_format.image_decoding import FORMATS, RejectedImageError
 from pipelines.preprocess.containers import is_container, list_members, read_members
 from pipelines.preprocess.sources import Source, place_of, read_file
@@ -59,7 +59,7 @@ def _some(source: Source) -> Iterator[bytes]:
     """The bytes of some images of `source`, whatever the order in which its files are listed."""
     chosen: list[tuple[bytes, bytes]] = []
     for files in list_files(source):
-        keys = ((hashlib.blake2b(path, digest_size=8).digest(), path) for path in files.paths)
+        keys = ((digest(path), path) for path in files.paths)
         chosen = heapq.nsmallest(_LOOKS, itertools.chain(chosen, keys))
     if not chosen:
         raise no_file(source)

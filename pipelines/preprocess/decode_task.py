@@ -3,7 +3,6 @@
 row group of the plan -> bytes (read once) -> content hash -> pixels -> blocks/N-K.arrow, manifest/N-K.parquet
 """
 
-import hashlib
 import json
 import os
 import warnings
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 import ray
 
 from glo_core.common.arrays import Int64Array
+from glo_core.common.digests import digest as digest_of
 from glo_core.common.errors import UserError
 from glo_core.common.files import atomic_write, open_parquet
 from glo_core.common.location import Location
@@ -172,7 +172,7 @@ class _Rows:
         if isinstance(content, RejectedImageError):
             self._reject(row, content)
             return
-        digest = hashlib.blake2b(content, digest_size=16).digest()
+        digest = digest_of(content)
         self.sizes[row], self._hashes[row] = len(content), digest
         if digest in self._decoded:
             self._decoded[digest].append(row)

@@ -1,7 +1,6 @@
 """What is new in the sources: listed files beside those that the dataset knows, by path, size, time and content."""
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from glo_core.common.arrays import Int64Array
+from glo_core.common.digests import digest
 from glo_core.common.files import read_parquet
 from glo_core.common.location import Location
 from glo_core.dataset_format.hash_index import file_keys, halves, key_array
@@ -205,7 +205,7 @@ class Diff:
         met = [i for i, name in enumerate(members.names) if name in before]
         starts, lengths = [members.starts[i] for i in met], [members.lengths[i] for i in met]
         now = {
-            met[place]: hashlib.blake2b(data, digest_size=16).digest()
+            met[place]: digest(data)
             for place, data in read_members(place_of(source.base, path), starts, lengths)
             if isinstance(data, bytes)
         }

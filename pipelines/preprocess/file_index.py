@@ -1,7 +1,6 @@
 """The files that a dataset knows from earlier plans, and what has become of them since."""
 
 import functools
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from glo_core.common.arrays import Int64Array
+from glo_core.common.digests import digest
 from glo_core.common.files import atomic_write, open_parquet, read_parquet
 from glo_core.common.location import Location
 from glo_core.dataset_format.hash_index import HashIndex, Keys, halves, key_array, key_column
@@ -151,11 +151,11 @@ def content_hashes(dataset: Location, ids: Int64Array) -> dict[int, bytes]:
 
 
 def hash_files(base: Location, paths: Sequence[bytes]) -> list[bytes | None]:
-    """BLAKE2b-128 of each file's bytes as they are now; None where it cannot be read."""
+    """BLAKE3-128 of each file's bytes as they are now; None where it cannot be read."""
 
     def hash_file(path: bytes) -> bytes | None:
         try:
-            return hashlib.blake2b(read_file(base, path), digest_size=16).digest()
+            return digest(read_file(base, path))
         except RejectedImageError:
             return None
 

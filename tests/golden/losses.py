@@ -13,8 +13,15 @@ FILE = Path(__file__).parent / "losses.json"
 STEPS, BATCH = 100, 24
 
 
-def losses() -> list[float]:
-    """Mean loss of each step: unequal lanes, padding, batch norm, PCA start, cosine; 150 noisy images of 16 px."""
+DECODERS = {
+    "seed": glo.DecoderConfig(kind="seed", filters=(16, 8), kernel_size=5),
+    "dcgan": glo.DecoderConfig(filters=(16, 8)),
+}
+"""By the key of the golden losses"""
+
+
+def losses(decoder: str) -> list[float]:
+    """Mean loss of each step: unequal lanes, padding, batch norm, PCA init, cosine; 150 noisy images of 16 px."""
     random = np.random.default_rng(0)
     smooth = random.integers(0, 256, (150, 4, 4, 1)).repeat(4, axis=1).repeat(4, axis=2)
     images = torch.from_numpy((0.8 * smooth + random.integers(0, 50, (150, 16, 16, 1))).astype(np.uint8))
@@ -23,13 +30,13 @@ def losses() -> list[float]:
         precision="float64",
         learning_rate=1e-3,
         code=glo.CodeConfig(dim=6, learning_rate=5e-3),
-        decoder=glo.DecoderConfig(kind="seed", filters=(16, 8), kernel_size=5),
+        decoder=DECODERS[decoder],
     )
-    found: list[float] = []
+    values: list[float] = []
 
     def on_report(_: int, metrics: Metrics) -> None:
         if "loss" in metrics:
-            found.append(metrics["loss"])
+            values.append(metrics["loss"])
 
     glo.train(
         config,
@@ -38,8 +45,8 @@ def losses() -> list[float]:
         runtime=glo.SingleProcess(on_report=on_report),
         intervals=glo.Intervals(report=1),
     )
-    return found[:STEPS]
+    return values[:STEPS]
 
 
 if __name__ == "__main__":
-    FILE.write_text(json.dumps(losses(), indent=0) + "\n")
+    FILE.write_text(json.dumps({name: losses(name) for name in DECODERS}, indent=0) + "\n")

@@ -57,7 +57,7 @@ def test_a_part_cut_short_altered_or_missing_is_named(run: Path, part: str) -> N
     checkpoint = glo.Checkpoint.latest(run)
     path = checkpoint.directory / part
     data = path.read_bytes()
-    for damage, message in [(data[:-5], "cut short"), (data[:-1] + b"\0" if data[-1] else data[:-1] + b"1", "BLAKE2b")]:
+    for damage, message in [(data[:-5], "cut short"), (data[:-1] + b"\0" if data[-1] else data[:-1] + b"1", "BLAKE3")]:
         path.write_bytes(damage)
         with pytest.raises(UserError, match=f"{path.name}.*{message}.*delete {checkpoint.directory} to go on"):
             checkpoint.part(part)
