@@ -9,7 +9,6 @@ import torch
 from glo_core.common.arrays import Int64Array, UInt8Array
 from glo_core.data.image_source import ImageSource
 
-
 _CHUNK = 256
 """Training images that are compared at once"""
 
