@@ -153,6 +153,7 @@ def run_job(files: Sequence[bytes], count: int) -> tuple[int, collections.Counte
 
 
 def main() -> None:
+    """Decode damaged copies of the input, and say what became of them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--input", type=Path, nargs="+", required=True, help="folders of image files")
     parser.add_argument("--mutations", type=int, default=10_000)

@@ -88,6 +88,7 @@ def variants() -> Iterator[Variant]:
 
 
 def changed(config: glo.TrainConfig, changes: dict[str, Any]) -> glo.TrainConfig:
+    """`config` with other values at dotted keys."""
     for key, value in changes.items():
         owner, _, name = key.rpartition(".")
         inner = {owner: dataclasses.replace(getattr(config, owner), **{name: value})} if owner else {name: value}
@@ -140,6 +141,7 @@ def groups(results: Results) -> dict[str, str]:
 
 
 def page(results: Results, conditions: str, plots: str) -> str:
+    """The page in Markdown: a row for each variant."""
     base = results["base", "base"]
     lines = [
         "# What each choice is worth",
@@ -193,6 +195,7 @@ def plot(results: Results, out: Path) -> None:
 
 
 def main() -> None:
+    """Train every variant that has no result yet, then write the page and its plots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of results and plots; its page is OUT.md")

@@ -43,6 +43,7 @@ def speed(config: ResolvedTrainConfig, dataset: glo.Dataset) -> float:
 
 
 def main() -> None:
+    """Train each decoder for the same time, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=240, help="of training (default: %(default)s)")

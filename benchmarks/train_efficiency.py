@@ -106,6 +106,7 @@ def hardware(device: str) -> str:
 
 
 def main() -> None:
+    """Time the loop and the bare decoder in turn, and print their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in [
         ("resolution", 32),

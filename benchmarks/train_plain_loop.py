@@ -77,6 +77,7 @@ def alone(work: Callable[..., float], *arguments: Any) -> float:
 
 
 def main() -> None:
+    """Time the loop and a plain PyTorch loop in turn, and print their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in [
         ("resolution", 64), ("channels", 3), ("batch-size", 128), ("code-dim", 128), ("steps", 30), ("rounds", 3),

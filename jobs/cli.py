@@ -97,10 +97,12 @@ class Field:
 
     @property
     def nested(self) -> bool:
+        """Whether the field holds another config."""
         return dataclasses.is_dataclass(self.spec.type)
 
     @property
     def required(self) -> bool:
+        """Whether the field must be given."""
         return self.spec.default is tyro.MISSING_NONPROP and not self.nested
 
 
