@@ -16,7 +16,7 @@ from glo_core.common.errors import UserError
 from glo_core.common.files import atomic_write, open_parquet, read_json
 from glo_core.common.location import Location
 from glo_core.dataset_format.blocks import open_block
-from glo_core.dataset_format.config import DatasetConfig, read_config
+from glo_core.dataset_format.config import ResolvedDatasetConfig, read_config
 from glo_core.dataset_format.hash_index import key_column
 from glo_core.dataset_format.manifest import find_ids, part_names, read_parts, rows_of
 from glo_core.dataset_format.snapshots import read_snapshots, snapshot_digest
@@ -36,7 +36,7 @@ def inspect_dataset(job: InspectJob) -> None:
         raise UserError(f"{dataset}: no dataset here (dataset.json is missing); jobs/preprocess.py makes one")
     config, snapshots = read_config(dataset), read_snapshots(dataset)
     if job.export:
-        print(export(dataset, config, snapshots, job.export, job.output or Path.cwd()))
+        print(export(dataset, config, snapshots, job.export, job.output.absolute()))
         return
     for line in describe(dataset, config, snapshots):
         print(line)
@@ -53,7 +53,7 @@ def inspect_dataset(job: InspectJob) -> None:
 # ---------------------------------------------------------------- what it is
 
 
-def describe(dataset: Location, config: DatasetConfig, snapshots: Snapshots) -> Iterator[str]:
+def describe(dataset: Location, config: ResolvedDatasetConfig, snapshots: Snapshots) -> Iterator[str]:
     """Lines for people."""
     record = read_json(dataset / "dataset.json")
     mode = "RGB" if config.channels == 3 else "grey"
@@ -77,7 +77,7 @@ def _total(snapshots: Snapshots, name: str) -> int:
     return sum(snapshot["counts"][name] for snapshot in snapshots)
 
 
-def _describe_manifest(dataset: Location, config: DatasetConfig, snapshots: Snapshots) -> Iterator[str]:
+def _describe_manifest(dataset: Location, config: ResolvedDatasetConfig, snapshots: Snapshots) -> Iterator[str]:
     removed = _removed(snapshots)
     files, images, reasons = Counter[str](), Counter[str](), Counter[str]()
     shards, sides = np.zeros(config.code_shards, np.int64), [np.empty((0, 2), np.int64)]
@@ -116,7 +116,7 @@ def _live(table: Any, removed: Int64Array) -> Any:
 # ---------------------------------------------------------------- whether it is whole
 
 
-def verify(dataset: Location, config: DatasetConfig, snapshots: Snapshots) -> Iterator[str]:
+def verify(dataset: Location, config: ResolvedDatasetConfig, snapshots: Snapshots) -> Iterator[str]:
     """What is wrong, a line each; reads every byte of the dataset."""
     last_id = -1
     for snapshot in snapshots:
@@ -149,7 +149,9 @@ def _read_part(dataset: Location, part: str) -> Any:
         return str(error).splitlines()[0]
 
 
-def _verify_block(dataset: Location, config: DatasetConfig, entry: Mapping[str, Any], images: Any) -> Iterator[str]:
+def _verify_block(
+    dataset: Location, config: ResolvedDatasetConfig, entry: Mapping[str, Any], images: Any
+) -> Iterator[str]:
     """One block: bytes, checksum, and the ids of each record batch against the manifest."""
     place = dataset / "blocks" / entry["name"]
     try:
@@ -185,7 +187,7 @@ def _verify_digest(dataset: Location, snapshot: Mapping[str, Any], ids: Int64Arr
 # ---------------------------------------------------------------- one image
 
 
-def export(dataset: Location, config: DatasetConfig, snapshots: Snapshots, name: str, folder: Path) -> Path:
+def export(dataset: Location, config: ResolvedDatasetConfig, snapshots: Snapshots, name: str, folder: Path) -> Path:
     """Write one image to `folder` as <id>.png. Returns its path.
 
     Raises:

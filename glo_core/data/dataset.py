@@ -16,7 +16,7 @@ from glo_core.common.arrays import Int64Array, UInt8Array
 from glo_core.common.errors import UserError
 from glo_core.common.location import Location
 from glo_core.dataset_format.blocks import open_block
-from glo_core.dataset_format.config import DatasetConfig, read_config
+from glo_core.dataset_format.config import ResolvedDatasetConfig, read_config
 from glo_core.dataset_format.snapshots import read_snapshots
 
 
@@ -82,7 +82,7 @@ def _read_batch(reader: Any, index: int) -> _Batch:
 class Dataset:
     """A dataset as of one of its snapshots."""
 
-    def __init__(self, path: Location, config: DatasetConfig, snapshots: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, path: Location, config: ResolvedDatasetConfig, snapshots: Sequence[dict[str, Any]]) -> None:
         self.path, self.config, self.snapshots = path, config, snapshots
         self.removed: Int64Array = np.array([i for s in snapshots for i in s["removed"]], np.int64)
 

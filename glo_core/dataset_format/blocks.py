@@ -12,7 +12,7 @@ from glo_core.common.digests import digest_file
 from glo_core.common.errors import UserError
 from glo_core.common.files import atomic_write
 from glo_core.common.location import Location
-from glo_core.dataset_format.config import DatasetConfig
+from glo_core.dataset_format.config import ResolvedDatasetConfig
 
 
 def write_block(
@@ -38,7 +38,7 @@ def write_block(
         return {"bytes": temporary.stat().st_size, "blake3": digest_file(temporary)}
 
 
-def open_block(place: Path | Location, config: DatasetConfig) -> Any:
+def open_block(place: Path | Location, config: ResolvedDatasetConfig) -> Any:
     """Map a block (a remote one: open it) and check its shape. Returns a `pyarrow.RecordBatchFileReader`.
 
     Raises:

@@ -34,8 +34,8 @@ class SuggestedFormat(NamedTuple):
     """1 where every image looked at is stored in grey, else 3"""
 
 
-def suggest_format(sources: Sequence[Source], tight_crop: int = 0) -> SuggestedFormat:
-    """What suits some of the images of `sources`, of which `tight_crop` pixels are kept if it is not 0.
+def suggest_format(sources: Sequence[Source], tight_crop: int | None = None) -> SuggestedFormat:
+    """What suits some of the images of `sources`, of which a crop of `tight_crop` px is kept, if any.
 
     Raises:
         UserError: if a source holds no file.

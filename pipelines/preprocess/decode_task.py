@@ -20,7 +20,7 @@ from glo_core.common.errors import UserError
 from glo_core.common.files import atomic_write, open_parquet
 from glo_core.common.location import Location
 from glo_core.dataset_format.blocks import write_block
-from glo_core.dataset_format.config import DatasetConfig, read_config
+from glo_core.dataset_format.config import ResolvedDatasetConfig, read_config
 from glo_core.dataset_format.image_decoding import RejectedImageError, decode
 from glo_core.dataset_format.manifest import MANIFEST, block_path, manifest_path
 from pipelines.preprocess.containers import is_container, list_members, read_ahead, read_members
@@ -153,7 +153,7 @@ class Rejection(NamedTuple):
 class _Rows:
     """The pixels and the manifest rows of one block, row by row of its plan."""
 
-    def __init__(self, files: Any, config: DatasetConfig, contents: ContentIndex) -> None:
+    def __init__(self, files: Any, config: ResolvedDatasetConfig, contents: ContentIndex) -> None:
         self._files, self._config, self._contents = files, config, contents
         count = len(files)
         side = config.resolution

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from glo_core.common.errors import UserError
 from glo_core.common.files import differences, sweep_temporary, write_json
 from glo_core.common.location import Location
-from glo_core.dataset_format.config import DatasetConfig, config_record, read_config
+from glo_core.dataset_format.config import DatasetConfig, ResolvedDatasetConfig, config_record, read_config
 from glo_core.dataset_format.manifest import part_name, part_names
 from glo_core.dataset_format.snapshots import read_snapshots
 from pipelines.common.ray_session import ray_session
@@ -54,11 +54,11 @@ def preprocess(job: PreprocessJob) -> dict[str, Any]:
         UserError: if an input is missing or holds no image, the dataset has another configuration, is in use, or the
             disk is full. The snapshots committed before stay as they are.
     """
-    config = DatasetConfig(**{f.name: getattr(job, f.name) for f in dataclasses.fields(DatasetConfig)})
+    requested = DatasetConfig(**{f.name: getattr(job, f.name) for f in dataclasses.fields(DatasetConfig)})
     dataset, inputs = Location(job.dataset).absolute(), [Location(place).absolute() for place in job.input]
     sources = find_sources(inputs, {})  # A mistake leaves no trace.
     given = [str(source.given) for source in sources]
-    config = _settled(config, dataset, sources)
+    config = _resolve_config(requested, dataset, sources)
     _check_config(dataset, config)
     started = time.perf_counter()
     with exclusive_writer(dataset) as still_held, _no_trace_of_a_mistake(dataset):
@@ -95,7 +95,7 @@ def preprocess(job: PreprocessJob) -> dict[str, Any]:
 def _run_plan(
     job: PreprocessJob,
     dataset: Location,
-    config: DatasetConfig,
+    config: ResolvedDatasetConfig,
     plan: Plan,
     snapshots: Sequence[Mapping[str, Any]],
     started: float,
@@ -122,12 +122,12 @@ def _run_plan(
     return summary, complaint
 
 
-def _settled(config: DatasetConfig, dataset: Location, sources: Sequence[Source]) -> DatasetConfig:
+def _resolve_config(config: DatasetConfig, dataset: Location, sources: Sequence[Source]) -> ResolvedDatasetConfig:
     """`config` with a resolution and channels: the dataset's, or else what suits the images."""
-    if config.resolution and config.channels:
-        return config
     if (dataset / "dataset.json").exists():
         chosen = SuggestedFormat(read_config(dataset).resolution, read_config(dataset).channels)
+    elif config.resolution and config.channels:
+        chosen = SuggestedFormat(config.resolution, config.channels)
     else:
         chosen = suggest_format(sources, config.tight_crop)
         print(
@@ -135,12 +135,12 @@ def _settled(config: DatasetConfig, dataset: Location, sources: Sequence[Source]
             "channel(s) suit these images; --resolution and --channels choose otherwise",
             flush=True,
         )
-    return dataclasses.replace(
-        config, resolution=config.resolution or chosen.resolution, channels=config.channels or chosen.channels
-    )
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(DatasetConfig)}
+    format_ = {"resolution": config.resolution or chosen.resolution, "channels": config.channels or chosen.channels}
+    return ResolvedDatasetConfig(**fields | format_)
 
 
-def _check_config(dataset: Location, config: DatasetConfig) -> None:
+def _check_config(dataset: Location, config: ResolvedDatasetConfig) -> None:
     if not (dataset / "dataset.json").exists():
         return
     changed = differences(dataclasses.asdict(read_config(dataset)), dataclasses.asdict(config))
@@ -166,7 +166,7 @@ def _no_trace_of_a_mistake(dataset: Location) -> Iterator[None]:
         raise
 
 
-def _create(dataset: Location, config: DatasetConfig) -> None:
+def _create(dataset: Location, config: ResolvedDatasetConfig) -> None:
     if dataset.path is not None:
         for folder in FOLDERS:
             (dataset.path / folder).mkdir(exist_ok=True)

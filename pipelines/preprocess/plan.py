@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from glo_core.common.arrays import Int64Array
 from glo_core.common.files import atomic_write, open_parquet
 from glo_core.common.location import Location
-from glo_core.dataset_format.config import DatasetConfig
+from glo_core.dataset_format.config import ResolvedDatasetConfig
 from glo_core.dataset_format.hash_index import halves, key_column
 from pipelines.preprocess.diff import NAMES_SHOWN, NEW, Diff, DiffStats, names_of
 from pipelines.preprocess.file_index import FileIndex, write_touched
@@ -99,7 +99,7 @@ def pending_plan(dataset: Location, snapshots: int) -> Plan | None:
 def make_plan(
     dataset: Location,
     number: int,
-    config: DatasetConfig,
+    config: ResolvedDatasetConfig,
     inputs: Sequence[Location],
     *,
     on_change: str = "keep",
@@ -148,7 +148,12 @@ def make_plan(
 
 
 def _write(
-    path: Location, new: Any, sources: Sequence[str], next_id: int, config: DatasetConfig, metadata: dict[str, Any]
+    path: Location,
+    new: Any,
+    sources: Sequence[str],
+    next_id: int,
+    config: ResolvedDatasetConfig,
+    metadata: dict[str, Any],
 ) -> None:
     """Put the new files in order, number them, and write a row group for each block."""
     keys, order_keys = (halves(key_column(new.column(name))) for name in ("key", "order"))

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from glo_core.common.arrays import UInt8Array
 from glo_core.common.location import Location
 from glo_core.dataset_format.blocks import open_block
-from glo_core.dataset_format.config import DatasetConfig
+from glo_core.dataset_format.config import ResolvedDatasetConfig
 from glo_core.dataset_format.manifest import read_parts
 from glo_core.sampling.image_grid import grid, in_rows
 from pipelines.common.tracking import Tracker
@@ -67,7 +67,9 @@ class PreprocessReport(NamedTuple):
         return "\n".join(f"preprocess: {line}" for line in lines)
 
 
-def log_pictures(tracker: Tracker, dataset: Location, snapshot: Mapping[str, Any], config: DatasetConfig) -> None:
+def log_pictures(
+    tracker: Tracker, dataset: Location, snapshot: Mapping[str, Any], config: ResolvedDatasetConfig
+) -> None:
     """Show in MLflow a sample of a snapshot's images, and list the files that it rejected."""
     with tempfile.TemporaryDirectory(prefix="glo-") as scratch:
         images = sample_images(dataset, snapshot, config, SHEET_COLUMNS * SHEET_ROWS)
@@ -85,7 +87,9 @@ def log_pictures(tracker: Tracker, dataset: Location, snapshot: Mapping[str, Any
         tracker.artifact(record)
 
 
-def sample_images(dataset: Location, snapshot: Mapping[str, Any], config: DatasetConfig, count: int) -> UInt8Array:
+def sample_images(
+    dataset: Location, snapshot: Mapping[str, Any], config: ResolvedDatasetConfig, count: int
+) -> UInt8Array:
     """At most `count` training images of a snapshot, uint8 `[n, H, W, C]`: the same ones every time."""
     random = np.random.default_rng([config.seed, snapshot["number"]])
     blocks = [block for block in snapshot["blocks"] if block["bytes"]]

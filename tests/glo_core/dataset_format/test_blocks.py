@@ -8,10 +8,10 @@ import torch
 from glo_core.common.errors import UserError
 from glo_core.data.image_source import TensorImages
 from glo_core.dataset_format.blocks import open_block, write_block
-from glo_core.dataset_format.config import DatasetConfig, config_record
+from glo_core.dataset_format.config import ResolvedDatasetConfig, config_record
 from glo_core.dataset_format.snapshots import snapshot_digest
 
-CONFIG = DatasetConfig(resolution=8, channels=1, code_shards=4)
+CONFIG = ResolvedDatasetConfig(resolution=8, channels=1, code_shards=4)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_block_cut_short_is_one_line_that_names_it(block: Path) -> None:
 
 def test_a_block_of_another_dataset_is_refused(block: Path) -> None:
     with pytest.raises(UserError, match=r"5 record batches of fixed_size_binary\[64\]"):
-        open_block(block, DatasetConfig(resolution=16, channels=1, code_shards=4))
+        open_block(block, ResolvedDatasetConfig(resolution=16, channels=1, code_shards=4))
 
 
 def test_images_in_memory_are_held_shard_by_shard() -> None:
