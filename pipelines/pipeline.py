@@ -35,7 +35,7 @@ def run_pipeline(job: PipelineJob) -> None:
     with ray_session():
         with settings_of_stage("preprocess", dataset="root", input="input", **_TRACKING):
             preprocess(PreprocessJob(input=job.input, dataset=dataset, **_fields(job.preprocess), **tracking))
-        with settings_of_stage("train", dataset="root", run="root", **_TRACKING):
+        with settings_of_stage("train", dataset="root", run="root", code_shards="preprocess.code_shards", **_TRACKING):
             done = run_training(TrainJob(dataset=dataset, run=run, **_fields(job.train), **tracking))
         with settings_of_stage("fit_prior", run="root", **_TRACKING):
             fit_prior(FitPriorJob(run=run, **_fields(job.fit_prior), **tracking))

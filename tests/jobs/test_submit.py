@@ -28,8 +28,9 @@ from glo_core.data.dataset import Dataset
 from glo_core.evaluation.pca_baseline import PcaBaseline
 from jobs.cli import parse
 from pipelines.common.records import PipelineMetrics
-from pipelines.config import EvaluateJob
+from pipelines.config import EvaluateJob, PipelineJob
 from pipelines.evaluate import evaluate
+from pipelines.pipeline import run_pipeline
 from pipelines.train.config import TrainJob
 from pipelines.train.job import run_training
 from tests.helpers.paths import ROOT
@@ -216,6 +217,15 @@ def test_a_finished_run_is_not_done_again_and_refuses_what_is_not_its_own(
         assert "in use by process" in refused(again())
     after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
     assert after == before
+
+
+@pytest.mark.usefixtures("session")
+def test_an_error_of_a_stage_names_the_settings_of_the_pipeline(submitted: Submitted) -> None:
+    line = ["--input", submitted.root.parent / "images", "--root", submitted.root, "--train.workers", 40]
+    job = parse("pipeline", PipelineJob, argv=list(map(str, line)), saved_config=jobs.pipeline.saved_config)
+    reason = r"`train.workers` \(=40\) is more than the 32 lanes of `preprocess.code_shards` \(=32\)"
+    with pytest.raises(UserError, match=reason):
+        run_pipeline(job)
 
 
 def test_a_bad_flag_fails_the_job_with_the_reason_in_one_line(head: Head) -> None:
