@@ -21,6 +21,7 @@ from tyro import constructors
 from glo_core.common.config import NoneWord
 from glo_core.common.errors import ConfigError, UserError, rename_settings
 from jobs.values import read_value, unwrap
+from pipelines.common.logs import configure
 
 Config = TypeVar("Config")
 Layer = dict[str, Any]
@@ -44,6 +45,7 @@ def main(
 
     `run` imports PyTorch, Ray and MLflow itself, so that help and mistakes do not wait for them.
     """
+    configure(name)
     try:
         run(parse(name, config_type, saved_config=saved_config, argv=argv))
     except UserError as error:

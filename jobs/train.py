@@ -2,18 +2,15 @@
 
 from typing import Any
 
-from glo_core.common.files import read_json
 from jobs.cli import main
+from pipelines.common.records import read_run_record
 from pipelines.train.config import TrainJob
 
 
 def saved_config(values: dict[str, Any]) -> dict[str, Any]:
     """The recipe of the run, if it is there already."""
-    record = values["run"] / "run.json" if "run" in values else None
-    if record is None or not record.is_file():
-        return {}
-    saved = read_json(record)
-    return {**saved["identity"], "warm_start": saved["paths"].get("warm_start")}
+    record = read_run_record(values["run"]) if "run" in values else None
+    return {**record.identity, "warm_start": record.paths.get("warm_start")} if record else {}
 
 
 def run(job: TrainJob) -> None:

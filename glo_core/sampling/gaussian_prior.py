@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +12,13 @@ import torch
 from glo_core.codes.projection import PROJECTIONS
 from glo_core.common.arrays import Float64Array
 from glo_core.common.counter_rng import key64, normal
-from glo_core.common.files import FORMAT_VERSION, read_json, write_bytes, write_json
+from glo_core.common.errors import CheckpointError, UserError
+from glo_core.common.files import write_bytes
+from glo_core.common.records import Record, read_record, write_record
 from glo_core.common.tensor_files import read_tensors, tensor_bytes
 from glo_core.sampling.config import Kind
+
+Projection = Literal["sphere", "ball"]
 
 
 @dataclass(frozen=True)
@@ -53,19 +57,33 @@ class Moments:
         return self.scatter / max(self.count - 1, 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PriorRecord(Record):
+    """`prior.json`"""
+
+    format: ClassVar[str] = "glo-prior"
+    error: ClassVar[type[UserError]] = CheckpointError
+    anew: ClassVar[str] = "train anew into another run directory, and fit the prior to that run"
+
+    family: Literal["gaussian"] = "gaussian"
+    kind: Kind
+    projection: Projection
+    code_dim: int
+
+
 @dataclass(frozen=True)
 class GaussianPrior:
     """A Gaussian over codes, projected like the codes themselves after sampling."""
 
     kind: Kind
-    projection: str
+    projection: Projection
     mean: Float64Array
     """`[dim]`"""
     factor: Float64Array
     """F of the covariance F F^T, `[dim, dim]`"""
 
     @classmethod
-    def fit(cls, kind: Kind, moments: Moments, projection: str) -> Self:
+    def fit(cls, kind: Kind, moments: Moments, projection: Projection) -> Self:
         dim = len(moments.mean)
         if kind == "unit":
             return cls(kind, projection, np.zeros(dim), np.eye(dim))
@@ -84,19 +102,17 @@ class GaussianPrior:
         """Write `prior.safetensors`, then `prior.json`."""
         tensors = {"mean": torch.from_numpy(self.mean.copy()), "factor": torch.from_numpy(self.factor.copy())}
         write_bytes(directory / "prior.safetensors", tensor_bytes(tensors))
-        write_json(
-            directory / "prior.json",
-            {
-                "format_version": FORMAT_VERSION,
-                "family": "gaussian",
-                "kind": self.kind,
-                "projection": self.projection,
-                "code_dim": len(self.mean),
-            },
-        )
+        record = PriorRecord(kind=self.kind, projection=self.projection, code_dim=len(self.mean))
+        write_record(directory / "prior.json", record)
 
     @classmethod
     def load(cls, directory: Path) -> Self:
-        record = read_json(directory / "prior.json")
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: if the record is missing, damaged, or of another format or version.
+            UserError: if the tensors are missing or damaged.
+        """
+        record = read_record(directory / "prior.json", PriorRecord)
         tensors = read_tensors(directory / "prior.safetensors")
-        return cls(record["kind"], record["projection"], tensors["mean"].numpy(), tensors["factor"].numpy())
+        return cls(record.kind, record.projection, tensors["mean"].numpy(), tensors["factor"].numpy())

@@ -8,13 +8,14 @@ import torch
 from glo_core.checkpoint.layout import Position
 from glo_core.codes.table import Table
 from glo_core.common.errors import DivergedError
-from glo_core.common.files import write_json
 from glo_core.common.memory import keep_freed_memory
+from glo_core.common.records import write_record
 from glo_core.common.runtime import Metrics, Runtime, SingleProcess
 from glo_core.data.config import Cache
 from glo_core.data.image_source import ImageSource
 from glo_core.evaluation.metrics import pca_psnr, reconstruction_psnr
 from glo_core.evaluation.pca_baseline import PcaBaseline
+from glo_core.evaluation.record import MetricsRecord
 from glo_core.training.auto_config import resolve_defaults
 from glo_core.training.checkpoint_policy import AGREE_STEPS, CheckpointPolicy
 from glo_core.training.config import Intervals, TrainConfig
@@ -137,9 +138,7 @@ def _figures(learner: Learner, epochs: EpochBatches, images_seen: int, run: Path
         runtime.report(images_seen, metrics)
         if run is not None:
             pca.save(run / "metrics" / f"{images_seen}.safetensors")
-            write_json(
-                run / "metrics" / f"{images_seen}.json", {"format_version": 1, "images_seen": images_seen, **metrics}
-            )
+            write_record(run / "metrics" / f"{images_seen}.json", MetricsRecord(images_seen=images_seen, **metrics))
     return metrics
 
 
