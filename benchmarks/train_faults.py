@@ -33,7 +33,7 @@ import psutil
 from benchmarks.environment import describe
 from benchmarks.train_efficiency import random_dataset
 from glo_core.checkpoint.layout import committed_checkpoints
-from glo_core.dataset_format.config import DatasetConfig
+from glo_core.dataset_format.config import ResolvedDatasetConfig
 
 BATCH, EVERY, TARGET = 32, 8_000, 10_000_000
 PATIENCE_S = 240
@@ -350,7 +350,7 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, help="short path of a directory (default: a temporary one)")
     options = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="glo", dir=options.scratch))
-    random_dataset(scratch / "dataset", DatasetConfig(resolution=16, channels=1), images=2000)
+    random_dataset(scratch / "dataset", ResolvedDatasetConfig(resolution=16, channels=1), images=2000)
     cluster = Cluster(scratch)
     print(f"{describe()}\na checkpoint every {EVERY} images, steps of {BATCH}; three raylets\n", flush=True)
     print("| fault | images lost | seconds | what training did |\n|---|---|---|---|", flush=True)

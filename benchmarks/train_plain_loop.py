@@ -28,6 +28,7 @@ import glo_core as glo
 from benchmarks.environment import describe
 from benchmarks.train_efficiency import loop_side, random_dataset
 from glo_core.common.location import Location
+from glo_core.dataset_format.config import ResolvedDatasetConfig
 
 
 def plain_side(config: glo.TrainConfig, pixels: np.ndarray, steps: int, device: str, *, ours: bool) -> float:
@@ -83,7 +84,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     code = glo.CodeConfig(dim=options.code_dim, init="random", projection="ball")
     config = glo.TrainConfig(batch_size=options.batch_size, code=code)
-    dataset_config = glo.DatasetConfig(resolution=options.resolution, channels=options.channels)
+    dataset_config = ResolvedDatasetConfig(resolution=options.resolution, channels=options.channels)
     rates: dict[str, list[float]] = {"ours": [], "plain": [], "plain in our layout": []}
     print(f"{describe()}; {device}; {options.resolution} px, {options.channels} channel(s), batch {options.batch_size}")
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,14 +1,10 @@
-"""What a dataset is: `dataset.json`, and the policy by which files become pixels."""
+"""What a dataset is, and the policy by which files become pixels."""
 
-import dataclasses
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from PIL import ImageColor
 
 from glo_core.common.config import Config
-from glo_core.common.files import FORMAT_VERSION, read_json
-from glo_core.common.location import Location
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,21 +69,16 @@ class DatasetConfig(DecodePolicy):
         if not 0 <= self.holdout < 1:
             raise ValueError(f"`holdout` (={self.holdout}) must be at least 0 and below 1")
 
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedDatasetConfig(DatasetConfig):
+    """What one dataset is: nothing is left to choose."""
+
+    resolution: int = field()
+    """Side of the square images in pixels"""
+    channels: int = field()
+    """1 for grey, 3 for RGB"""
+
     @property
     def image_bytes(self) -> int:
         return self.resolution * self.resolution * self.channels
-
-
-def read_config(path: Location) -> DatasetConfig:
-    record = read_json(path / "dataset.json")
-    return DatasetConfig(**record["config"])
-
-
-def config_record(config: DatasetConfig) -> dict[str, Any]:
-    """What `dataset.json` holds."""
-    return {
-        "format_version": FORMAT_VERSION,
-        "dtype": "uint8",
-        "layout": "HWC",
-        "config": dataclasses.asdict(config),
-    }
