@@ -1,8 +1,6 @@
 """What is new in the sources: listed files beside those that the dataset knows, by path, size, time and content."""
 
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,13 +12,11 @@ from glo_core.common.digests import digest
 from glo_core.common.location import Location
 from glo_core.dataset_format.hash_index import file_keys, halves, key_array
 from glo_core.dataset_format.image_decoding import RejectedImageError
-from glo_core.dataset_format.manifest import rows_of
 from pipelines.preprocess.containers import CONTAINER_ENDINGS, Members, list_members, read_members
+from pipelines.preprocess.diff_stats import NAMES_SHOWN, DiffStats, display_name
 from pipelines.preprocess.file_index import FileIndex, FileStats, content_hashes, hash_files
 from pipelines.preprocess.sources import Source, place_of
 from pipelines.preprocess.walk import Files, list_files, no_file
-
-NAMES_SHOWN = 5
 
 NEW_FILES = pa.schema(
     [
@@ -40,48 +36,6 @@ NEW_FILES = pa.schema(
 """A file or member that gets an id: `source` is the source's number, `order` sorts the members of a container."""
 NO_ORDER = bytes(16)
 """`order` of a file that is no container"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiffStats:
-    """What listing the sources found, in files; a container counts as one."""
-
-    found: int = 0
-    unchanged: int = 0
-    """Files of earlier plans, with the same bytes"""
-    changed: int = 0
-    """Files of earlier plans, with other bytes: new images. Of containers, their members"""
-    vanished: int = 0
-    """Files of earlier plans that were not found: their images stay. Of containers, their members"""
-    changed_names: tuple[str, ...] = ()
-    """The first few"""
-    vanished_names: tuple[str, ...] = ()
-
-    def __add__(self, other: "DiffStats") -> "DiffStats":
-        return DiffStats(
-            found=self.found + other.found,
-            unchanged=self.unchanged + other.unchanged,
-            changed=self.changed + other.changed,
-            vanished=self.vanished + other.vanished,
-            changed_names=(self.changed_names + other.changed_names)[:NAMES_SHOWN],
-            vanished_names=(self.vanished_names + other.vanished_names)[:NAMES_SHOWN],
-        )
-
-    def lines(self) -> list[str]:
-        """What a person should know of files that are not as they were."""
-        lines = []
-        if self.changed:
-            names = _enumerate(self.changed_names, self.changed)
-            lines.append(f"changed {self.changed}: new images under new ids ({names})")
-        if self.vanished:
-            names = _enumerate(self.vanished_names, self.vanished)
-            lines.append(f"vanished {self.vanished}: their images stay ({names})")
-        return lines
-
-
-def _enumerate(names: Sequence[str], count: int) -> str:
-    """The first names of `count`."""
-    return ", ".join(names) + (", ..." if count > len(names) else "")
 
 
 class Diff:
@@ -260,19 +214,6 @@ def _unlisted(files: Files, listed: set[bytes]) -> Files:
             listed.add(path)
             unlisted.add(path, size, mtime_ns)
     return unlisted
-
-
-def names_of_ids(dataset: Location, ids: Int64Array) -> tuple[str, ...]:
-    """source/path of each of `ids` (int64 `[n]`) that is in the manifest, for people."""
-    return tuple(
-        display_name(row["source"], row["path"]) for row in rows_of(dataset, ids, ["source", "path"]).to_pylist()
-    )
-
-
-def display_name(source: str, path: bytes, member: bytes | None = None) -> str:
-    """source/path or source/path!member for people: one line, whatever bytes it is made of."""
-    whole = path if member is None else path + b"!" + member
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in f"{source}/{os.fsdecode(whole)}")
 
 
 def _stats_of(files: Files, keys: bytes, rows: Int64Array) -> FileStats:

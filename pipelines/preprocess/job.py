@@ -33,7 +33,7 @@ from pipelines.preprocess.commit import commit
 from pipelines.preprocess.config import PreprocessJob
 from pipelines.preprocess.content_index import CommittedContents, ContentIndex
 from pipelines.preprocess.decode_task import decode_block
-from pipelines.preprocess.diff import DiffStats
+from pipelines.preprocess.diff_stats import DiffStats
 from pipelines.preprocess.file_index import ids_to_retry
 from pipelines.preprocess.plan import Plan, make_plan, pending_plan
 from pipelines.preprocess.removal import remove_images

@@ -22,7 +22,8 @@ from glo_core.common.location import Location
 from glo_core.dataset_format.config import ResolvedDatasetConfig
 from glo_core.dataset_format.hash_index import halves, key_column
 from glo_core.dataset_format.records import DatasetFile, parse_schema, schema_metadata
-from pipelines.preprocess.diff import NAMES_SHOWN, NEW_FILES, Diff, DiffStats, names_of_ids
+from pipelines.preprocess.diff import NEW_FILES, Diff
+from pipelines.preprocess.diff_stats import NAMES_SHOWN, DiffStats, names_of_ids
 from pipelines.preprocess.file_index import FileIndex, read_stat_cache, update_stat_cache
 from pipelines.preprocess.sources import find_sources
 

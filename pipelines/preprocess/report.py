@@ -16,7 +16,7 @@ from glo_core.dataset_format.manifest import read_parts
 from glo_core.dataset_format.snapshots import Snapshot, snapshot_path
 from glo_core.sampling.image_grid import grid, in_rows
 from pipelines.common.tracking import Tracker
-from pipelines.preprocess.diff import DiffStats, display_name
+from pipelines.preprocess.diff_stats import DiffStats, display_name
 
 SHEET_COLUMNS, SHEET_ROWS = 12, 6
 NAMES_LISTED = 1000
