@@ -28,6 +28,7 @@ import torch
 
 import glo_core as glo
 from benchmarks.environment import describe
+from glo_core.codes.config import ResolvedCodeConfig
 from glo_core.codes.windowed_table import WindowedTable
 from glo_core.common.arrays import Int64Array
 from glo_core.common.runtime import Metrics
@@ -126,7 +127,7 @@ def dense_adam(rows: int, steps: int, threads: int) -> dict[str, float]:
 
 def swapping(rows: int, window: int, scratch: str) -> float:
     """Bytes/s read and written by a table that only visits its windows, one after the other, without a step."""
-    code = glo.CodeConfig(dim=DIM)
+    code = ResolvedCodeConfig(dim=DIM)
     lane = rows // 32
     first = np.arange(33) * lane
     table = WindowedTable(

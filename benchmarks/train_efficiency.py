@@ -31,6 +31,8 @@ from glo_core.dataset_format.blocks import write_block
 from glo_core.dataset_format.config import ResolvedDatasetConfig
 from glo_core.dataset_format.records import write_config
 from glo_core.dataset_format.snapshots import Snapshot, SnapshotCounts, snapshot_digest, snapshot_path
+from glo_core.training.auto_config import resolve_defaults
+from glo_core.training.config import ResolvedTrainConfig
 
 
 def random_dataset(path: Path, config: ResolvedDatasetConfig, images: int) -> glo.Dataset:
@@ -59,7 +61,7 @@ def random_dataset(path: Path, config: ResolvedDatasetConfig, images: int) -> gl
     return glo.Dataset.open(path)
 
 
-def loop_side(config: glo.TrainConfig, images: BlockImages, target: int, device: str) -> float:
+def loop_side(config: ResolvedTrainConfig, images: BlockImages, target: int, device: str) -> float:
     """Steady-state images/s of the loop: the median of its own reports, the first ones left out."""
     rates: list[float] = []
 
@@ -73,15 +75,15 @@ def loop_side(config: glo.TrainConfig, images: BlockImages, target: int, device:
     return statistics.median(rates[1:])
 
 
-def bare_side(config: glo.TrainConfig, code_dim: int, shape: tuple[int, int], steps: int, device: str) -> float:
+def bare_side(config: ResolvedTrainConfig, shape: tuple[int, int], steps: int, device: str) -> float:
     """Images/s of the decoder alone: forward, mean squared error, backward, fused Adam."""
     if device == "cpu":
         keep_freed_memory()  # As the loop does: neither side shall be slow for want of it.
     resolution, channels = shape
-    decoder = glo.make_decoder(config.decoder, code_dim=code_dim, resolution=resolution, channels=channels)
+    decoder = glo.make_decoder(config.decoder, code_dim=config.code.dim, resolution=resolution, channels=channels)
     decoder = decoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-3, fused=True)
-    codes = torch.randn(config.batch_size, code_dim, device=device)
+    codes = torch.randn(config.batch_size, config.code.dim, device=device)
     target = torch.rand(config.batch_size, channels, resolution, resolution, device=device) * 2 - 1
     target = target.to(memory_format=torch.channels_last)
     wait: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else lambda: None
@@ -125,15 +127,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     code = glo.CodeConfig(dim=options.code_dim, init="random")
-    config = glo.TrainConfig(batch_size=options.batch_size, code=code)
+    config = resolve_defaults(glo.TrainConfig(batch_size=options.batch_size, code=code), 8192, options.resolution)
     dataset_config = ResolvedDatasetConfig(resolution=options.resolution, channels=options.channels)
     loop, bare = [], []
     with tempfile.TemporaryDirectory() as scratch:
         dataset = random_dataset(Path(scratch), dataset_config, images=8192)
         for round_number in range(options.rounds):
-            bare.append(
-                bare_side(config, options.code_dim, (options.resolution, options.channels), options.steps, device)
-            )
+            bare.append(bare_side(config, (options.resolution, options.channels), options.steps, device))
             loop.append(loop_side(config, dataset.images(), options.steps * options.batch_size, device))
             print(
                 f"round {round_number + 1}: loop {loop[-1]:8.1f} images/s   bare {bare[-1]:8.1f} images/s   "

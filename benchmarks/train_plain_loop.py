@@ -29,9 +29,11 @@ from benchmarks.environment import describe
 from benchmarks.train_efficiency import loop_side, random_dataset
 from glo_core.common.location import Location
 from glo_core.dataset_format.config import ResolvedDatasetConfig
+from glo_core.training.auto_config import resolve_defaults
+from glo_core.training.config import ResolvedTrainConfig
 
 
-def plain_side(config: glo.TrainConfig, pixels: np.ndarray, steps: int, device: str, *, ours: bool) -> float:
+def plain_side(config: ResolvedTrainConfig, pixels: np.ndarray, steps: int, device: str, *, ours: bool) -> float:
     """Images/s of the plain loop over `pixels`, uint8 `[n, H, W, C]`."""
     count, side, _, channels = pixels.shape
     decoder = glo.make_decoder(config.decoder, code_dim=config.code.dim, resolution=side, channels=channels).to(device)
@@ -58,7 +60,7 @@ def plain_side(config: glo.TrainConfig, pixels: np.ndarray, steps: int, device: 
     return config.batch_size * steps / (time.perf_counter() - since)
 
 
-def measured(name: str, config: glo.TrainConfig, dataset: str, steps: int, device: str) -> float:
+def measured(name: str, config: ResolvedTrainConfig, dataset: str, steps: int, device: str) -> float:
     """Images/s of one side."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     images = glo.Dataset.open(Location(dataset)).images()
@@ -83,7 +85,7 @@ def main() -> None:
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     code = glo.CodeConfig(dim=options.code_dim, init="random", projection="ball")
-    config = glo.TrainConfig(batch_size=options.batch_size, code=code)
+    config = resolve_defaults(glo.TrainConfig(batch_size=options.batch_size, code=code), 8192, options.resolution)
     dataset_config = ResolvedDatasetConfig(resolution=options.resolution, channels=options.channels)
     rates: dict[str, list[float]] = {"ours": [], "plain": [], "plain in our layout": []}
     print(f"{describe()}; {device}; {options.resolution} px, {options.channels} channel(s), batch {options.batch_size}")

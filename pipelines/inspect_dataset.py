@@ -38,7 +38,7 @@ def inspect_dataset(job: InspectJob) -> None:
         raise DatasetError(f"{dataset}: no dataset here (dataset.json is missing); jobs/preprocess.py makes one")
     config, snapshots = read_config(dataset), read_snapshots(dataset)
     if job.export:
-        print(export(dataset, config, snapshots, job.export, job.output or Path.cwd()))
+        print(export(dataset, config, snapshots, job.export, job.output.absolute()))
         return
     for line in describe(dataset, config, snapshots):
         print(line)

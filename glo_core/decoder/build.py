@@ -57,8 +57,8 @@ def _imported(kind: str, shape: Shape) -> nn.Module:
         with torch.no_grad():
             made = tuple(decoder.eval()(torch.zeros(2, shape.code_dim)).shape)
     except Exception as error:  # Whatever the user's code raises.
-        raise UserError(f"decoder.kind={kind}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise UserError(f"`decoder.kind` (={kind}): {type(error).__name__}: {' '.join(str(error).split())}") from error
     expected = (2, shape.channels, shape.resolution, shape.resolution)
     if made != expected:
-        raise UserError(f"decoder.kind={kind}: makes {made} of two codes where {expected} is needed")
+        raise UserError(f"`decoder.kind` (={kind}): makes {made} of two codes where {expected} is needed")
     return decoder.train()

@@ -8,7 +8,9 @@ import torch
 
 from glo_core.common.arrays import Int64Array, UInt8Array
 from glo_core.data.image_source import ImageSource
-from glo_core.sampling.generate import _CHUNK
+
+_CHUNK = 256
+"""Training images that are compared at once"""
 
 
 class Neighbors(NamedTuple):

@@ -67,15 +67,15 @@ def _vgg16() -> nn.Module:
         models = importlib.import_module("torchvision.models")
     except ImportError:
         raise UserError(
-            "perceptual_network=vgg16 needs torchvision, which is not installed; pip install torchvision, "
+            "`perceptual_network` (=vgg16) needs torchvision, which is not installed; pip install torchvision, "
             "or name a network of your own as package.module:function"
         ) from None
     try:
         whole = models.vgg16(weights=models.VGG16_Weights.IMAGENET1K_V1)
     except Exception as error:  # No network, or a file that is not whole, in whatever way torchvision says it.
         raise UserError(
-            f"perceptual_network=vgg16: torchvision could not load its weights ({_on_one_line(error)}); put them into "
-            f"{torch.hub.get_dir()}/checkpoints, or name a network of your own as package.module:function"
+            f"`perceptual_network` (=vgg16): torchvision could not load its weights ({_on_one_line(error)}); put "
+            f"them into {torch.hub.get_dir()}/checkpoints, or name a network of your own as package.module:function"
         ) from None
     return _Features(whole.features, _VGG16_LAYERS)
 
@@ -89,11 +89,11 @@ def _imported(name: str, resolution: int) -> nn.Module:
         # A bare tensor would pass for a sequence of as many maps as there are images.
         whole = not isinstance(made, torch.Tensor) and all(len(one) == 2 and one.is_floating_point() for one in made)
     except Exception as error:  # Whatever the user's code raises.
-        raise UserError(f"perceptual_network={name}: {type(error).__name__}: {_on_one_line(error)}") from error
+        raise UserError(f"`perceptual_network` (={name}): {type(error).__name__}: {_on_one_line(error)}") from error
     if not whole:
         raise UserError(
-            f"perceptual_network={name}: makes {type(made).__name__} of two images where a list or tuple of feature "
-            "maps is needed, each with a row per image"
+            f"`perceptual_network` (={name}): makes {type(made).__name__} of two images where a list or tuple of "
+            "feature maps is needed, each with a row per image"
         )
     return network
 

@@ -15,7 +15,7 @@ from glo_core.data.config import Cache
 from glo_core.data.image_source import ImageSource
 from glo_core.evaluation.metrics import pca_psnr, reconstruction_psnr
 from glo_core.evaluation.pca_baseline import PcaBaseline
-from glo_core.training.auto_config import completed
+from glo_core.training.auto_config import resolve_defaults
 from glo_core.training.checkpoint_policy import AGREE_STEPS, CheckpointPolicy
 from glo_core.training.config import Intervals, TrainConfig
 from glo_core.training.epoch_batches import EpochBatches, refresh_statistics
@@ -66,14 +66,14 @@ def train(
         UserError: if the checkpoint is damaged, the loss is no longer finite, or the disk is full.
     """
     runtime, intervals = runtime or SingleProcess(), intervals or Intervals()
-    config = completed(config, len(images.ids), images.resolution)
+    recipe = resolve_defaults(config, len(images.ids), images.resolution)
 
     # Order, start and state.
     if runtime.device.type == "cpu":
         keep_freed_memory()
-    epochs = EpochBatches(config, images, runtime, cache)
-    newest = newest_checkpoint(config, images, runtime, run)
-    learner = Learner(config, epochs.images, init_table(epochs, runtime, run, scratch), runtime)
+    epochs = EpochBatches(recipe, images, runtime, cache)
+    newest = newest_checkpoint(recipe, images, runtime, run)
+    learner = Learner(recipe, epochs.images, init_table(epochs, runtime, run, scratch), runtime)
     position = restore_or_begin(learner, epochs, phase, newest, warm_start)
     meter = Meter(learner)
     keeper = CheckpointPolicy(
@@ -87,7 +87,7 @@ def train(
             learner.table.begin_epoch([of_lane.windows for of_lane in orders])
             batches = meter.waiting_for(epochs.batches(orders, position.step))
             for step, batch in enumerate(batches, position.step):
-                rates = phase.rates(position.images_seen, config)
+                rates = phase.rates(position.images_seen, recipe)
                 sums = learner.step(batch, rates)
                 before, position = position, _advance(position, epochs)
                 seen = position.images_seen - before.images_seen
@@ -154,5 +154,5 @@ def _advance(position: Position, epochs: EpochBatches) -> Position:
     )
 
 
-def _crossed(before: Position, after: Position, interval: int) -> bool:
-    return interval > 0 and after.images_seen // interval > before.images_seen // interval
+def _crossed(before: Position, after: Position, interval: int | None) -> bool:
+    return interval is not None and after.images_seen // interval > before.images_seen // interval

@@ -13,8 +13,8 @@ from glo_core.common.errors import UserError
 from glo_core.common.files import differences
 from glo_core.common.runtime import Runtime
 from glo_core.data.image_source import ImageSource, rows_of_shards
-from glo_core.decoder.config import DecoderConfig, Shape
-from glo_core.training.config import TrainConfig
+from glo_core.decoder.config import ResolvedDecoderConfig, Shape
+from glo_core.training.config import ResolvedTrainConfig
 from glo_core.training.epoch_batches import EpochBatches
 from glo_core.training.growth import Growth
 from glo_core.training.learner import Learner
@@ -22,7 +22,7 @@ from glo_core.training.schedule import Phase
 
 
 def newest_checkpoint(
-    config: TrainConfig, images: ImageSource, runtime: Runtime, run: Path | None
+    config: ResolvedTrainConfig, images: ImageSource, runtime: Runtime, run: Path | None
 ) -> Checkpoint | None:
     """The newest committed checkpoint of `run`, the same one on every rank; None if there is none.
 
@@ -66,13 +66,13 @@ def restore_or_begin(
     return Position(images_seen=position.images_seen, phase=phase.number, epoch=position.epoch + 1)
 
 
-def require_decoder(checkpoint: Checkpoint, config: DecoderConfig, shape: Shape) -> None:
+def require_decoder(checkpoint: Checkpoint, config: ResolvedDecoderConfig, shape: Shape) -> None:
     """Raise `UserError` if the decoder of `checkpoint` is not of this kind and shape."""
     changed = checkpoint.decoder_differences(config, shape)
     if changed:
         raise UserError(
-            f"warm_start={checkpoint.directory}: has another decoder ({'; '.join(changed)}); give the same settings, "
-            "or start without it"
+            f"`warm_start` (={checkpoint.directory}): has another decoder ({'; '.join(changed)}); give the same "
+            "settings, or start without it"
         )
 
 
@@ -84,7 +84,7 @@ def _start_decoder(checkpoint: Checkpoint, learner: Learner) -> None:
     learner.ema.decoder.load_state_dict(tensors)
 
 
-def _require_recipe(checkpoint: Checkpoint, config: TrainConfig, images: ImageSource) -> None:
+def _require_recipe(checkpoint: Checkpoint, config: ResolvedTrainConfig, images: ImageSource) -> None:
     """Raise `UserError` if the codes and the decoder are not those of a training by `config`."""
     names = ("dim", "projection", "optimizer")
     held = dict(zip(names, (checkpoint.code_dim, checkpoint.projection, checkpoint.optimizer), strict=True))

@@ -16,14 +16,14 @@ from glo_core.decoder.build import make_decoder
 from glo_core.decoder.config import Shape
 from glo_core.decoder.cost import cost, num_parameters
 from glo_core.losses.weighted_sum import make_loss
-from glo_core.training.config import TrainConfig
+from glo_core.training.config import ResolvedTrainConfig
 from glo_core.training.epoch_batches import too_many_workers
 from glo_core.training.restore import require_decoder
 from glo_core.training.schedule import Phase
 from pipelines.common.ray_session import ray_session
 from pipelines.common.stage import Input, Stage, identity_of, open_stage, run_id_of
 from pipelines.train.config import TrainJob
-from pipelines.train.phases import complete, next_phase
+from pipelines.train.phases import next_phase, resolve_recipe
 from pipelines.train.progress_log import ProgressLog
 from pipelines.train.ray_workers import fit, worker_resources
 
@@ -36,22 +36,22 @@ def run_training(job: TrainJob) -> dict[str, Any]:
             the cluster is too small, or training failed for a reason that the user can mend.
     """
     dataset = Dataset.open(job.dataset)
-    job = complete(job, dataset)
+    recipe = resolve_recipe(job, dataset)
     made_by = dataset.snapshots[-1].mlflow_run_id
     inputs = {"dataset": Input(job.dataset, dataset.root_digest, made_by)}
     warm_start = _warm_start(job)
     if warm_start is not None and job.warm_start is not None:
-        require_decoder(warm_start, job.decoder, _shape(job, dataset))
+        require_decoder(warm_start, recipe.decoder, _shape(recipe, dataset))
         inputs["warm_start"] = Input(job.warm_start, warm_start.digest, run_id_of(job.warm_start))
     with open_stage(
         "train",
         job.run,
         root=job.run.parent,
-        identity=identity_of(job, TrainConfig),
+        identity=identity_of(recipe, ResolvedTrainConfig),
         inputs=inputs,
         tracking=job,
     ) as stage:
-        _check(job, dataset)
+        _check(job, recipe, dataset)
         phase, snapshot = next_phase(stage, job, dataset)
         if phase is None:
             done = stage.done or {}
@@ -70,8 +70,8 @@ def run_training(job: TrainJob) -> dict[str, Any]:
             decoder = _keep_decoder(warm_start, job.run / "warm_start") if warm_start is not None else None
             length = {"images": phase.target, "workers": job.workers, "device": job.device}
             stage.begin({**stage.record["identity"], f"phase.{phase.number}": length})
-            _print_plan(job, dataset, phase)
-            fit(job, stage, phase, snapshot, resources, decoder)
+            _print_plan(job, recipe, dataset, phase)
+            fit(job, recipe, stage, phase, snapshot, resources, decoder)
         position = Checkpoint.latest(job.run).position
         if position.images_seen < phase.target:
             print(
@@ -126,38 +126,40 @@ def _figures(metrics: dict[str, Any]) -> str:
     return f"PSNR {ours:.2f} dB; PCA of the same dimension, on the same images: {pca:.2f} dB"
 
 
-def _shape(job: TrainJob, dataset: Dataset) -> Shape:
-    return Shape(job.code.dim, dataset.config.resolution, dataset.config.channels)
+def _shape(recipe: ResolvedTrainConfig, dataset: Dataset) -> Shape:
+    return Shape(recipe.code.dim, dataset.config.resolution, dataset.config.channels)
 
 
-def _check(job: TrainJob, dataset: Dataset) -> None:
+def _check(job: TrainJob, recipe: ResolvedTrainConfig, dataset: Dataset) -> None:
     """Refuse what cannot be trained, before anything records it."""
     if not dataset.num_train:
         raise UserError(f"{job.dataset}: has no training image; preprocess a folder that has some")
     try:
-        make_decoder(job.decoder, **_shape(job, dataset)._asdict())
-        make_loss(job.loss, job.pyramid, job.perceptual_network, dataset.config.resolution, torch.device("cpu"))
+        make_decoder(recipe.decoder, **_shape(recipe, dataset)._asdict())
+        make_loss(
+            recipe.loss, recipe.pyramid, recipe.perceptual_network, dataset.config.resolution, torch.device("cpu")
+        )
     except ValueError as error:
         raise UserError(f"{job.dataset}: {error}") from None
-    lanes = num_lanes(dataset.config.code_shards, job.batch_size)
+    lanes = num_lanes(dataset.config.code_shards, recipe.batch_size)
     _, most = job.fewest_and_most_workers
     if most > lanes:
-        raise UserError(too_many_workers(most, dataset.config.code_shards, job.batch_size))
+        raise UserError(too_many_workers(most, dataset.config.code_shards, recipe.batch_size))
 
 
-def _print_plan(job: TrainJob, dataset: Dataset, phase: Phase) -> None:
+def _print_plan(job: TrainJob, recipe: ResolvedTrainConfig, dataset: Dataset, phase: Phase) -> None:
     config = dataset.config
-    decoder = make_decoder(job.decoder, **_shape(job, dataset)._asdict())
-    lanes = num_lanes(config.code_shards, job.batch_size)
+    decoder = make_decoder(recipe.decoder, **_shape(recipe, dataset)._asdict())
+    lanes = num_lanes(config.code_shards, recipe.batch_size)
     _, most = job.fewest_and_most_workers
     overload = overload_of(world_size=most, lanes=lanes)
     print(
         f"train: {dataset.num_train} images of {config.resolution} px, {config.channels} channel(s); codes of "
-        f"{job.code.dim}; batches of {job.batch_size}; to {phase.target:,} images seen "
+        f"{recipe.code.dim}; batches of {recipe.batch_size}; to {phase.target:,} images seen "
         f"({phase.target / max(dataset.num_train, 1):.1f} epochs); {job.workers} worker(s) on {lanes} lanes",
         flush=True,
     )
-    print(f"train: decoder {job.decoder.kind} {_cost_of(job, decoder)}", flush=True)
+    print(f"train: decoder {recipe.decoder.kind} {_cost_of(recipe, decoder)}", flush=True)
     if overload > 1:
         print(
             f"train: {lanes} lanes do not divide among {most} workers: the slowest carries "
@@ -166,15 +168,15 @@ def _print_plan(job: TrainJob, dataset: Dataset, phase: Phase) -> None:
         )
 
 
-def _cost_of(job: TrainJob, decoder: torch.nn.Module) -> str:
+def _cost_of(recipe: ResolvedTrainConfig, decoder: torch.nn.Module) -> str:
     parameters = num_parameters(decoder)
-    taken = cost(decoder, job.code.dim)
+    taken = cost(decoder, recipe.code.dim)
     if taken is None:
         return f"of {parameters:,} parameters; its operations cannot be counted"
     # A step keeps weights, their gradient, Adam's two moments and their average, and what the backward pass needs.
-    size = 8 if job.precision == "float64" else 4
-    memory = size * (5 * parameters + job.batch_size * taken.activations)
+    size = 8 if recipe.precision == "float64" else 4
+    memory = size * (5 * parameters + recipe.batch_size * taken.activations)
     return (
         f"of {parameters:,} parameters, {taken.flops / 1e6:,.1f} MFLOP to decode an image; about "
-        f"{memory / 2**20:,.0f} MiB for a step of {job.batch_size} images"
+        f"{memory / 2**20:,.0f} MiB for a step of {recipe.batch_size} images"
     )

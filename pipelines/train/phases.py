@@ -1,37 +1,26 @@
 """What a training does next: the recipe of its run, and the phase to train."""
 
-import dataclasses
 from typing import Any
 
 from glo_core.checkpoint.layout import committed_checkpoints
 from glo_core.checkpoint.reader import Checkpoint
 from glo_core.common.errors import UserError
 from glo_core.common.files import read_json
+from glo_core.common.records import parse_value
 from glo_core.data.dataset import Dataset
-from glo_core.training.auto_config import completed, images_to_see
+from glo_core.training.auto_config import images_to_see, resolve_defaults
+from glo_core.training.config import ResolvedTrainConfig
 from glo_core.training.schedule import Phase
 from pipelines.common.stage import Stage
 from pipelines.train.config import TrainJob
 
 
-def complete(job: TrainJob, dataset: Dataset) -> TrainJob:
-    """`job` with a batch size, a code dimension and filters: the run's own, or else by the rule for this dataset.
-
-    Raises:
-        UserError: if the rule's do not go with what was given.
-    """
+def resolve_recipe(job: TrainJob, dataset: Dataset) -> ResolvedTrainConfig:
+    """The recipe of `job` with nothing left to choose: as the run has it, or else by the rules for `dataset`."""
     record = job.run / "run.json"
-    if record.exists():
-        identity = read_json(record).get("identity", {})
-        code = dataclasses.replace(job.code, dim=job.code.dim or identity.get("code", {}).get("dim", 0))
-        filters = job.decoder.filters or tuple(identity.get("decoder", {}).get("filters", ()))
-        decoder = dataclasses.replace(job.decoder, filters=filters)
-        batch_size = job.batch_size or identity.get("batch_size", 0)
-        job = dataclasses.replace(job, batch_size=batch_size, code=code, decoder=decoder)
-    try:
-        return completed(job, dataset.num_train, dataset.config.resolution)
-    except ValueError as error:  # What was given does not go with what the rule chose.
-        raise UserError(str(error)) from None
+    identity = read_json(record).get("identity", {}) if record.exists() else {}
+    earlier = parse_value(identity, ResolvedTrainConfig) if identity else None
+    return resolve_defaults(job, dataset.num_train, dataset.config.resolution, earlier)
 
 
 def next_phase(stage: Stage, job: TrainJob, dataset: Dataset) -> tuple[Phase | None, str]:

@@ -3,7 +3,6 @@
 driver: stage, phase, MLflow  <--- Mailbox (an actor) ---  rank 0: metrics;  Mailbox ---> every rank: stop?
 """
 
-import dataclasses
 import math
 import shutil
 import threading
@@ -22,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from glo_core.common.errors import UserError
 from glo_core.data.dataset import Dataset
-from glo_core.training.config import TrainConfig
+from glo_core.training.config import ResolvedTrainConfig
 from glo_core.training.loop import train
 from glo_core.training.schedule import Phase
 from pipelines.common.ray_session import num_cpus
@@ -33,7 +32,13 @@ from pipelines.train.ray_runtime import Mailbox, RayRuntime
 
 
 def fit(
-    job: TrainJob, stage: Stage, phase: Phase, snapshot: str, resources: dict[str, float], decoder: Path | None
+    job: TrainJob,
+    recipe: ResolvedTrainConfig,
+    stage: Stage,
+    phase: Phase,
+    snapshot: str,
+    resources: dict[str, float],
+    decoder: Path | None,
 ) -> None:
     """Train `phase` on `snapshot` with Ray Train, from the decoder in the directory `decoder` if one is given.
 
@@ -43,9 +48,8 @@ def fit(
     # Beside the driver: it must outlive every other node.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
-    config = TrainConfig(**{f.name: getattr(job, f.name) for f in dataclasses.fields(TrainConfig)})
     arguments = {
-        "config": config,
+        "config": recipe,
         "phase": phase,
         "intervals": job.intervals,
         "dataset": str(job.dataset),

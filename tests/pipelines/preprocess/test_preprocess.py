@@ -137,7 +137,7 @@ def test_a_folder_without_an_image_leaves_no_trace(job: Job, tmp_path: Path) -> 
     done = job("preprocess", "--input", tmp_path / "texts", "--dataset", tmp_path / "d", "--resolution", 16)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == (
-        f"preprocess: error: `input` (={tmp_path / 'texts'}): none of its 1 new files is an image "
+        f"preprocess: error: --input (={tmp_path / 'texts'}): none of its 1 new files is an image "
         "(1 unknown format); give a folder of image files"
     )
     assert "Traceback" not in done.stderr

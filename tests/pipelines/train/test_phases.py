@@ -9,10 +9,14 @@ import pytest
 import torch
 
 import glo_core as glo
+from glo_core.common.location import Location
+from glo_core.dataset_format.config import ResolvedDatasetConfig
+from glo_core.training.config import ResolvedTrainConfig
+from pipelines.common.stage import identity_of
 from pipelines.train import phases
 from pipelines.train.config import TrainJob
 from pipelines.train.job import _check
-from pipelines.train.phases import complete, next_phase
+from pipelines.train.phases import next_phase, resolve_recipe
 
 
 @pytest.fixture
@@ -25,11 +29,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "run"
 
 
-def target(run: Path, *, digest: str = "old", finished: bool, begun: int = 96, images: int = 0) -> int | None:
+def target(run: Path, *, digest: str = "old", finished: bool, begun: int = 96, images: int | None = None) -> int | None:
     record = {"phases": [{"start": 0, "target": begun, "snapshot": "old"}]}
     stage: Any = SimpleNamespace(record=record, done={"phase": 0} if finished else None)
     dataset: Any = SimpleNamespace(num_train=50, digest=digest, at=lambda _: None)
-    phase, _ = next_phase(stage, TrainJob(dataset="/d", run=run, images=images), dataset)
+    phase, _ = next_phase(stage, TrainJob(dataset=Location("/d"), run=run, images=images), dataset)
     return phase and phase.target
 
 
@@ -56,12 +60,12 @@ def test_what_is_asked_for_wins(run: Path) -> None:
 
 
 def test_the_rules_choice_stays_when_the_dataset_grows(tmp_path: Path) -> None:
-    identity = {"batch_size": 16, "code": {"dim": 24}, "decoder": {"filters": [32, 16, 8, 8]}}
-    (tmp_path / "run.json").write_text(json.dumps({"identity": identity}))
-    dataset: Any = SimpleNamespace(num_train=10**6, config=SimpleNamespace(resolution=64))
-    job = complete(TrainJob(dataset="/d", run=tmp_path), dataset)
-    assert (job.batch_size, job.code.dim, job.decoder.filters) == (16, 24, (32, 16, 8, 8))
-    new = complete(TrainJob(dataset="/d", run=tmp_path / "other"), dataset)
+    dataset: Any = SimpleNamespace(num_train=48, config=SimpleNamespace(resolution=64))
+    first = resolve_recipe(TrainJob(dataset=Location("/d"), run=tmp_path), dataset)
+    (tmp_path / "run.json").write_text(json.dumps({"identity": identity_of(first, ResolvedTrainConfig)}))
+    grown: Any = SimpleNamespace(num_train=10**6, config=SimpleNamespace(resolution=64))
+    assert resolve_recipe(TrainJob(dataset=Location("/d"), run=tmp_path), grown) == first
+    new = resolve_recipe(TrainJob(dataset=Location("/d"), run=tmp_path / "other"), grown)
     assert (new.batch_size, new.code.dim, new.decoder.filters) == (256, 64, (384, 192, 96, 48))
 
 
@@ -72,18 +76,22 @@ def test_the_rules_choice_stays_when_the_dataset_grows(tmp_path: Path) -> None:
         (
             9,
             {"decoder": glo.DecoderConfig(kind="no_such:Decoder")},
-            "decoder.kind=no_such:Decoder: ModuleNotFoundError",
+            "`decoder.kind` (=no_such:Decoder): ModuleNotFoundError",
         ),
-        (9, {"loss": "perceptual", "perceptual_network": "no_such:net"}, "perceptual_network=no_such:net: ModuleNot"),
+        (
+            9,
+            {"loss": "perceptual", "perceptual_network": "no_such:net"},
+            "`perceptual_network` (=no_such:net): ModuleNot",
+        ),
         (9, {"decoder": glo.DecoderConfig(filters=(4,))}, "/d: `decoder.filters`"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_recorded(
     images: int, changes: dict[str, Any], line: str
 ) -> None:
-    config = glo.DatasetConfig(resolution=32, channels=1)
+    config = ResolvedDatasetConfig(resolution=32, channels=1)
     dataset: Any = SimpleNamespace(num_train=images, config=config)
-    job = TrainJob(dataset="/d", run="/r", batch_size=16, code=glo.CodeConfig(dim=3), **changes)
+    job = TrainJob(dataset=Location("/d"), run=Path("/r"), batch_size=16, code=glo.CodeConfig(dim=3), **changes)
     with pytest.raises(glo.UserError) as caught:
-        _check(job, dataset)
+        _check(job, resolve_recipe(job, dataset), dataset)
     assert str(caught.value).startswith(line)
