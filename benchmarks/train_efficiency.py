@@ -22,13 +22,15 @@ import numpy as np
 import torch
 
 import glo_core as glo
-from glo_core.common.files import write_json
+from glo_core.common.location import Location
 from glo_core.common.memory import keep_freed_memory
+from glo_core.common.records import write_record
 from glo_core.common.runtime import Metrics
 from glo_core.data.dataset import BlockImages
 from glo_core.dataset_format.blocks import write_block
-from glo_core.dataset_format.config import ResolvedDatasetConfig, config_record
-from glo_core.dataset_format.snapshots import snapshot_digest
+from glo_core.dataset_format.config import ResolvedDatasetConfig
+from glo_core.dataset_format.records import write_config
+from glo_core.dataset_format.snapshots import Snapshot, SnapshotCounts, snapshot_digest, snapshot_path
 from glo_core.training.auto_config import resolve_defaults
 from glo_core.training.config import ResolvedTrainConfig
 
@@ -38,20 +40,24 @@ def random_dataset(path: Path, config: ResolvedDatasetConfig, images: int) -> gl
     generator = np.random.default_rng(0)
     ids = np.arange(images, dtype=np.int64)
     pixels = generator.integers(0, 256, (images, config.resolution, config.resolution, config.channels), np.uint8)
-    write_block(path / "blocks" / "000001-00000.arrow", ids, pixels, np.zeros(images, np.bool_), config.code_shards)
-    write_json(path / "dataset.json", config_record(config))
-    digest = snapshot_digest("", config_record(config)["config"], ids, pixels[:0], ids[:0])
-    write_json(
-        path / "snapshots" / "000001.json",
-        {
-            "number": 1,
-            "parent": "",
-            "digest": digest,
-            "removed": [],
-            "counts": {"train": images},
-            "blocks": [{"name": "000001-00000.arrow"}],
-        },
+    held_out = np.zeros(images, np.bool_)
+    block = write_block(path / "blocks" / "000001-00000.arrow", ids, pixels, held_out, config.code_shards)
+    write_config(Location(path), config)
+    snapshot = Snapshot(
+        number=1,
+        parent="",
+        digest=snapshot_digest("", config, ids, pixels[:0], ids[:0]),
+        counts=SnapshotCounts(files=images, train=images, holdout=0, duplicate=0, rejected=0),
+        rejected={},
+        removed=(),
+        duplicate_of={},
+        replaced={},
+        blocks=(block,),
+        sources={},
+        mlflow_run_id=None,
+        versions={},
     )
+    write_record(snapshot_path(Location(path), 1), snapshot)
     return glo.Dataset.open(path)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from glo_core.common.location import Location
-from glo_core.dataset_format.config import read_config
+from glo_core.dataset_format.records import read_config
 from jobs.cli import main
 from pipelines.preprocess.config import PreprocessJob
 

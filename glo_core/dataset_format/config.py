@@ -1,14 +1,10 @@
-"""What a dataset is: `dataset.json`, and the policy by which files become pixels."""
+"""What a dataset is, and the policy by which files become pixels."""
 
-import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
 
 from PIL import ImageColor
 
 from glo_core.common.config import AutoInt, Config, OffInt
-from glo_core.common.files import FORMAT_VERSION, read_json
-from glo_core.common.location import Location
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,18 +82,3 @@ class ResolvedDatasetConfig(DatasetConfig):
     @property
     def image_bytes(self) -> int:
         return self.resolution * self.resolution * self.channels
-
-
-def read_config(path: Location) -> ResolvedDatasetConfig:
-    record = read_json(path / "dataset.json")
-    return ResolvedDatasetConfig(**record["config"])
-
-
-def config_record(config: ResolvedDatasetConfig) -> dict[str, Any]:
-    """What `dataset.json` holds."""
-    return {
-        "format_version": FORMAT_VERSION,
-        "dtype": "uint8",
-        "layout": "HWC",
-        "config": dataclasses.asdict(config),
-    }

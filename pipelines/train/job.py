@@ -43,7 +43,7 @@ def run_training(job: TrainJob) -> TrainDone:
     """
     dataset = Dataset.open(job.dataset)
     recipe = resolve_recipe(job, dataset)
-    made_by = dataset.snapshots[-1].get("mlflow_run_id")
+    made_by = dataset.snapshots[-1].mlflow_run_id
     inputs = {"dataset": Input(job.dataset, dataset.root_digest, made_by)}
     warm_start = _warm_start(job)
     if warm_start is not None and job.warm_start is not None:

@@ -111,7 +111,7 @@ def test_a_table_as_hugging_face_stores_it(tmp_path: Path) -> None:
     assert by_member[b"13"]["label"] == "1"
     assert images(dataset)[by_member[b"13"]["image_id"]] == pixels_of(13).tobytes()
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "text.parquet")
-    with pytest.raises(UserError, match=r"/text\.parquet: none of its 1 new files is an image \(1 no image inside\)"):
+    with pytest.raises(UserError, match=r"/text\.parquet\): none of its 1 new files is an image \(1 no image inside\)"):
         ingest(tmp_path / "other", tmp_path / "text.parquet")
 
 
