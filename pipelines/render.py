@@ -37,6 +37,8 @@ class GridRenderer:
         self.images = dataset.images()
         self.decoder = checkpoint.decoder()
         ids, codes = checkpoint.codes()
+        held = np.isin(ids, self.images.ids)  # Images removed since are not shown.
+        ids, codes = ids[held], codes[held]
         # Fixed by the seed and the ids alone, so that a later checkpoint shows the same images.
         order = np.argsort(mix64(key64("render", job.seed), ids))
         self.ids, self.codes = ids[order], torch.from_numpy(codes[order])

@@ -82,9 +82,21 @@ def _read_batch(reader: Any, index: int) -> _Batch:
 class Dataset:
     """A dataset as of one of its snapshots."""
 
-    def __init__(self, path: Location, config: DatasetConfig, snapshots: Sequence[dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        path: Location,
+        config: DatasetConfig,
+        snapshots: Sequence[dict[str, Any]],
+        removed: Int64Array | None = None,
+    ) -> None:
+        """A dataset of `snapshots`, oldest first.
+
+        Args:
+            removed: ids that no reader gets, int64; by default those that `snapshots` remove.
+        """
         self.path, self.config, self.snapshots = path, config, snapshots
-        self.removed: Int64Array = np.array([i for s in snapshots for i in s["removed"]], np.int64)
+        of_snapshots = np.array([i for s in snapshots for i in s["removed"]], np.int64)
+        self.removed: Int64Array = of_snapshots if removed is None else removed
 
     @classmethod
     def open(cls, place: str | Path | Location) -> Self:
@@ -115,14 +127,14 @@ class Dataset:
         return sum(snapshot["counts"]["train"] for snapshot in self.snapshots)
 
     def at(self, digest: str) -> "Dataset":
-        """The dataset as it was at an older snapshot.
+        """The dataset as it was at an older snapshot, but for the images removed since.
 
         Raises:
             UserError: if `digest` is not in the chain.
         """
         for place, snapshot in enumerate(self.snapshots, start=1):
             if snapshot["digest"] == digest:
-                return Dataset(self.path, self.config, self.snapshots[:place])
+                return Dataset(self.path, self.config, self.snapshots[:place], self.removed)
         known = ", ".join(str(snapshot["digest"])[:12] for snapshot in self.snapshots)
         raise UserError(f"{self.path}: snapshot {digest[:12]} is not of this dataset (it has {known})")
 
