@@ -1,5 +1,6 @@
 """A learner brought to the state of a checkpoint."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,7 +56,11 @@ def restore_or_begin(
     growth = _restore(checkpoint, learner, epochs.images)
     position = checkpoint.position
     if position.phase == phase.number:
-        if checkpoint.snapshot != epochs.snapshot or position.step >= epochs.steps:
+        too_far = position.step >= epochs.steps
+        if too_far and learner.runtime.all_reduce_sum(torch.tensor(growth.removed, device=learner.runtime.device)):
+            # Without the removed images the epoch has fewer steps, and is over.
+            position, too_far = dataclasses.replace(position, epoch=position.epoch + 1, step=0), False
+        if checkpoint.snapshot != epochs.snapshot or too_far:
             raise UserError(
                 f"{checkpoint.directory}: is of other images or another batch size than those given (snapshot "
                 f"{checkpoint.snapshot[:12]}, step {position.step} of an epoch); give the ones it was trained with"
@@ -142,5 +147,6 @@ def _restore_shard(checkpoint: Checkpoint, table: Table, shard: int, first: int,
     start = columns[name_of_raw][torch.from_numpy(here)].clone()
     for name, column in columns.items():
         column[torch.from_numpy(here)] = torch.from_numpy(stored[name][there]).to(column)
+    growth.removed += len(stored["image_id"]) - len(there)
     growth.meet(start, torch.from_numpy(stored[name_of_raw][there]), first + np.delete(np.arange(last - first), here))
     table.write(first, columns)
