@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from glo_core.checkpoint.layout import newest_checkpoint_directory
 from jobs.cli import main
 from pipelines.common.stage import saved_config_of_newest
 from pipelines.config import EvaluateJob
@@ -14,6 +15,7 @@ def saved_config(values: dict[str, Any]) -> dict[str, Any]:
 
 def run(job: EvaluateJob) -> None:
     """Run the job; the libraries that it needs are imported now, so that help and mistakes do not wait for them."""
+    newest_checkpoint_directory(job.run)
     from pipelines.evaluate import evaluate
 
     evaluate(job)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from glo_core.dataset_format.snapshots import read_dataset
 from jobs.cli import main
 from pipelines.common.records import read_run_record
 from pipelines.train.config import TrainJob
@@ -15,6 +16,7 @@ def saved_config(values: dict[str, Any]) -> dict[str, Any]:
 
 def run(job: TrainJob) -> None:
     """Run the job; the libraries that it needs are imported now, so that help and mistakes do not wait for them."""
+    read_dataset(job.dataset)
     from pipelines.train.job import run_training
 
     run_training(job)

@@ -173,7 +173,7 @@ def evaluate(job: EvaluateJob) -> EvaluateDone:
         log.info("results in %s", directory)
         return done
 
-    done = EVALUATE.run(job, checkpoint, measure)
+    done = EVALUATE.run(job, job.run, checkpoint, measure)
     print(_table(done), flush=True)
     return done
 

@@ -127,7 +127,7 @@ def render(job: RenderJob) -> Path:
         log.info("%d grids in %s", len(names), directory)
         return RenderDone(grids=tuple(names))
 
-    RENDER.run(job, checkpoint, draw, {"prior": prior})
+    RENDER.run(job, job.run, checkpoint, draw, {"prior": prior})
     return directory
 
 

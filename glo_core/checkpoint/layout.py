@@ -65,6 +65,18 @@ def committed_checkpoints(run: Path) -> list[Path]:
     return sorted((mark.parent for mark in marks if mark.parent.name.isdigit()), key=lambda path: int(path.name))
 
 
+def newest_checkpoint_directory(run: Path) -> Path:
+    """The newest committed checkpoint of a run.
+
+    Raises:
+        CheckpointError: if the run has none.
+    """
+    checkpoints = committed_checkpoints(run)
+    if not checkpoints:
+        raise CheckpointError(f"{run}: no checkpoint here; jobs/train.py --run {run} makes one")
+    return checkpoints[-1]
+
+
 def prune(run: Path, keep: int) -> None:
     """Delete committed checkpoints but for the last `keep` and the one of the highest training PSNR."""
     marks = committed_checkpoints(run)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from glo_core.checkpoint.layout import MARK, CheckpointRecord, committed_checkpoints, shard_name
+from glo_core.checkpoint.layout import MARK, CheckpointRecord, newest_checkpoint_directory, shard_name
 from glo_core.codes.config import ResolvedCodeConfig
 from glo_core.common.arrays import Int64Array
 from glo_core.common.digests import digest_file, digest_json
@@ -42,10 +42,7 @@ class Checkpoint:
         Raises:
             CheckpointError: if the run has none.
         """
-        checkpoints = committed_checkpoints(run)
-        if not checkpoints:
-            raise CheckpointError(f"{run}: no checkpoint here; jobs/train.py --run {run} makes one")
-        return cls(checkpoints[-1])
+        return cls(newest_checkpoint_directory(run))
 
     @property
     def code_config(self) -> ResolvedCodeConfig:

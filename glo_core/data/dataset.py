@@ -17,8 +17,7 @@ from glo_core.common.errors import DatasetError
 from glo_core.common.location import Location
 from glo_core.dataset_format.blocks import open_block
 from glo_core.dataset_format.config import ResolvedDatasetConfig
-from glo_core.dataset_format.records import read_config, record_path
-from glo_core.dataset_format.snapshots import Snapshot, read_snapshots, removed_ids
+from glo_core.dataset_format.snapshots import Snapshot, read_dataset, removed_ids
 
 
 class _Batch(NamedTuple):
@@ -102,11 +101,7 @@ class Dataset:
                 of another format or version.
         """
         path = Location(place)
-        if not record_path(path).exists():
-            raise DatasetError(f"{path}: no dataset here (dataset.json is missing); jobs/preprocess.py makes one")
-        config, snapshots = read_config(path), read_snapshots(path)
-        if not snapshots:
-            raise DatasetError(f"{path}: preprocessing has not finished; run it again, it goes on where it stopped")
+        config, snapshots = read_dataset(path)
         return cls(path, config, snapshots, removed_ids(snapshots))
 
     @property

@@ -13,7 +13,7 @@ from glo_core.common.location import Location
 from glo_core.common.records import read_record
 from glo_core.dataset_format.blocks import BlockEntry
 from glo_core.dataset_format.config import ResolvedDatasetConfig
-from glo_core.dataset_format.records import DatasetFile
+from glo_core.dataset_format.records import DatasetFile, read_config, record_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +97,21 @@ def read_snapshots(dataset: Location) -> list[Snapshot]:
             raise DatasetError(f"{dataset}: snapshot {number} is missing from snapshots/; copy it back")
         parent = snapshot.digest
     return snapshots
+
+
+def read_dataset(dataset: Location) -> tuple[ResolvedDatasetConfig, list[Snapshot]]:
+    """What `dataset` is, and its chain of snapshots, oldest first: at least one.
+
+    Raises:
+        DatasetError: if there is no dataset, it holds no snapshot, a snapshot is missing, or a record is damaged or of
+            another format or version.
+    """
+    if not record_path(dataset).exists():
+        raise DatasetError(f"{dataset}: no dataset here (dataset.json is missing); jobs/preprocess.py makes one")
+    config, snapshots = read_config(dataset), read_snapshots(dataset)
+    if not snapshots:
+        raise DatasetError(f"{dataset}: preprocessing has not finished; run it again, it resumes where it stopped")
+    return config, snapshots
 
 
 def removed_ids(snapshots: Sequence[Snapshot]) -> Int64Array:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
 from glo_core.common.arrays import BoolArray, Int64Array
 from glo_core.common.digests import digest
@@ -70,6 +69,8 @@ def _decode_block(dataset: Location, number: int, block: int, reference: Any) ->
     if manifest_path(dataset, number, block).exists():
         return TaskReport(plan.block_rows[block], 0, "")
     files = open_parquet(plan.path, DatasetError).read_row_group(block)
+    import ray
+
     builder = BlockBuilder(files, config, ray.get(reference))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata.

@@ -14,8 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import ray
-import ray.data
 from tqdm import tqdm
 
 from glo_core.common.errors import ConfigError, DatasetError, UserError
@@ -209,6 +207,8 @@ def _decode_blocks(dataset: Location, plan: Plan, contents: ContentIndex) -> int
     if not missing:
         return 0
     # Our own bar tells as much as Ray Data's lines about progress; its warnings stay.
+    import ray.data  # Takes seconds: not for a run that finds nothing new, nor before a mistake is told.
+
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current()

@@ -28,7 +28,6 @@ from pipelines.common.stage import Input, Stage, identity_of, open_stage, run_id
 from pipelines.train.config import TrainJob
 from pipelines.train.phases import next_phase, resolve_recipe
 from pipelines.train.progress_log import ProgressLog
-from pipelines.train.ray_workers import fit, worker_resources
 
 log = logging.getLogger("glo.train")
 
@@ -84,6 +83,8 @@ def _train_phase(
     phase: Phase,
     warm_start: Checkpoint | None,
 ) -> TrainDone:
+    from pipelines.train.ray_workers import fit, worker_resources  # Brings Ray: not before a mistake is told.
+
     snapshot = stage.record.phases[-1].snapshot
     with ray_session():
         resources = worker_resources(job)
