@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from glo_core.checkpoint.layout import MARK, CheckpointRecord, Part, prune, shard_name
+from glo_core.checkpoint.layout import CODES_METADATA, MARK, CheckpointRecord, Part, prune, shard_name
 from glo_core.codes.table import CodeTable, Table, raw_name
 from glo_core.common.digests import DIGEST_BYTES, new_hasher
 from glo_core.common.errors import UserError
@@ -164,7 +164,8 @@ def _write_shard(file: _Hashing, table: Table, first: int, last: int) -> None:
             item = pa.field("item", flat.type, nullable=False)
             flat = pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(item, values.shape[1]))
         arrays[name] = flat
-    schema = pa.schema([pa.field(name, array.type, nullable=False) for name, array in arrays.items()])
+    fields = [pa.field(name, array.type, nullable=False) for name, array in arrays.items()]
+    schema = pa.schema(fields, CODES_METADATA)
     # Of floats neither a dictionary nor the least and the greatest are worth their time.
     with pq.ParquetWriter(
         pa.PythonFile(file, "w"), schema, compression="none", use_dictionary=False, write_statistics=["image_id"]

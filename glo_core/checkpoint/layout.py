@@ -8,6 +8,8 @@ from typing import ClassVar, Literal
 from glo_core.common.errors import CheckpointError, UserError
 from glo_core.common.records import Record, read_record
 
+CODES_METADATA = {"format": "glo-codes", "format_version": "1"}
+"""Of the schema of every Parquet file of codes"""
 MARK = "checkpoint.json"
 """Written last: a checkpoint without it is none"""
 DECODER_PARTS = ("decoder.json", "ema.safetensors")
