@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def head() -> Iterator[Head]:
 def job(head: Head) -> Job:
     """Run `python jobs/<name>.py ...` on the head, to its end."""
 
-    def run(name: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    def run(name: str, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *map(str, arguments)]
         environment = os.environ | {"RAY_ADDRESS": head.address}
         return subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, **options)

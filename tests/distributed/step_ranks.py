@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 
 import glo_core as glo
+from glo_core.training.auto_config import resolve_defaults
+from glo_core.training.config import ResolvedTrainConfig
 from glo_core.training.epoch_batches import EpochBatches
 from glo_core.training.learner import Learner
 from glo_core.training.schedule import Rates
@@ -29,11 +31,11 @@ def images() -> glo.TensorImages:
     return glo.TensorImages(torch.from_numpy(pixels), ids, code_shards=LANES)
 
 
-def config(kind: str) -> glo.TrainConfig:
+def config(kind: str) -> ResolvedTrainConfig:
     code = glo.CodeConfig(dim=4, optimizer="sgd", learning_rate=1.0)
-    return glo.TrainConfig(
-        batch_size=BATCH, precision="float64", code=code, decoder=glo.DecoderConfig(kind=kind, filters=(16, 8))
-    )
+    decoder = glo.DecoderConfig(kind=kind, filters=(16, 8))
+    recipe = glo.TrainConfig(batch_size=BATCH, precision="float64", code=code, decoder=decoder)
+    return resolve_defaults(recipe, num_images=23, resolution=16)
 
 
 def step(kind: str, runtime: glo.SingleProcess) -> dict[str, torch.Tensor]:

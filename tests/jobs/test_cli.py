@@ -50,9 +50,9 @@ def test_a_flag_is_read_by_its_type_and_not_by_its_look(tmp_path: Path, monkeypa
     assert job.run == tmp_path / "1e6"
     assert (job.dataset, job.experiment) == (Location(tmp_path / "7e12345"), "1e-4")
     Path("12e3").mkdir()
-    job = parse("preprocess", PreprocessJob, argv=["--input", "12e3", "12e3", "--dataset", "d,[1]"])
-    assert job.input == (Location(tmp_path / "12e3"),) * 2
-    assert job.dataset == Location(tmp_path / "d,[1]")
+    other = parse("preprocess", PreprocessJob, argv=["--input", "12e3", "12e3", "--dataset", "d,[1]"])
+    assert other.input == (Location(tmp_path / "12e3"),) * 2
+    assert other.dataset == Location(tmp_path / "d,[1]")
 
 
 @pytest.mark.parametrize(

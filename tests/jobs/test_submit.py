@@ -23,6 +23,7 @@ import jobs.pipeline
 import jobs.train
 from glo_core import UserError
 from glo_core.common.file_lock import file_lock
+from glo_core.common.location import Location
 from glo_core.common.records import read_record
 from glo_core.data.dataset import Dataset
 from glo_core.evaluation.pca_baseline import PcaBaseline
@@ -210,9 +211,9 @@ def test_a_finished_run_is_not_done_again_and_refuses_what_is_not_its_own(
     shutil.copytree(dataset, tmp_path / "other")
     snapshot = tmp_path / "other" / "snapshots" / "000001.json"
     snapshot.write_text(snapshot.read_text().replace('"digest": "', '"digest": "0'))
-    other = refused(dataclasses.replace(again(), dataset=tmp_path / "other"))
+    other = refused(dataclasses.replace(again(), dataset=Location(tmp_path / "other")))
     assert "was made from other inputs (dataset: " in other
-    assert "no dataset here" in refused(dataclasses.replace(again(), dataset=tmp_path))
+    assert "no dataset here" in refused(dataclasses.replace(again(), dataset=Location(tmp_path)))
     with file_lock(run):
         assert "in use by process" in refused(again())
     after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}

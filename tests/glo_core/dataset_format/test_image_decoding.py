@@ -1,4 +1,5 @@
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,7 +128,7 @@ def test_what_cannot_be_read_has_a_reason(data: bytes, reason: str) -> None:
 
 
 @pytest.mark.parametrize("field, value", [("resolution", 48), ("channels", 4), ("background", "nocolour")])
-def test_a_bad_policy_is_named(field: str, value: object) -> None:
+def test_a_bad_policy_is_named(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"`{field}` .*{value}.* must be"):
         DatasetConfig(**{field: value})
 
@@ -272,7 +273,7 @@ def test_a_truncated_image_is_taken_on_request() -> None:
 
 @pytest.mark.parametrize("size", [(640, 480), (481, 643), (515, 515)])
 @pytest.mark.parametrize("policy", [{"channels": 3}, {"channels": 1}, {"channels": 3, "tight_crop": 200}], ids=str)
-def test_a_jpeg_decoded_small_is_the_full_one_but_for_rounding(size: tuple[int, int], policy: dict[str, int]) -> None:
+def test_a_jpeg_decoded_small_is_the_full_one_but_for_rounding(size: tuple[int, int], policy: dict[str, Any]) -> None:
     y, x = np.mgrid[: size[1], : size[0]]
     smooth = np.stack([128 + 100 * np.sin(x / 40 + c) * np.cos(y / 55) for c in range(3)], axis=2)
     data = encoded(Image.fromarray(smooth.astype(np.uint8)), "JPEG", quality=95)

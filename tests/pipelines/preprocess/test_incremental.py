@@ -5,8 +5,8 @@ import os
 import shutil
 import tarfile
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +19,7 @@ from pipelines.inspect_dataset import inspect_dataset
 from pipelines.preprocess import file_index
 from pipelines.preprocess.config import PreprocessJob
 from pipelines.preprocess.job import preprocess
+from tests.helpers.ingest import ingest
 from tests.helpers.write_images import write_images
 
 CONFIG = {"resolution": 16, "channels": 1, "code_shards": 4}
@@ -28,11 +29,6 @@ CONFIG = {"resolution": 16, "channels": 1, "code_shards": 4}
 def photos(tmp_path: Path) -> Path:
     write_images(tmp_path / "photos", 20, seed=0)
     return tmp_path / "photos"
-
-
-def ingest(dataset: Path, *inputs: Path, **options: object) -> dict[str, Any]:
-    job = PreprocessJob(input=tuple(map(Location, inputs)), dataset=Location(dataset), **CONFIG | options)
-    return preprocess(job)
 
 
 def live(dataset: Path) -> set[int]:
@@ -264,7 +260,7 @@ def test_verify_names_what_is_wrong(photos: Path, tmp_path: Path, capsys: pytest
     block = dataset / "blocks" / "000001-00000.arrow"
     whole = block.read_bytes()
     damaged = bytearray(whole)
-    damaged[whole.index(Dataset.open(dataset).images().take([0]).numpy().tobytes()) + 9] ^= 1
+    damaged[whole.index(Dataset.open(dataset).images().take(np.array([0])).numpy().tobytes()) + 9] ^= 1
     block.write_bytes(damaged)
     with pytest.raises(UserError, match="1 thing"):
         inspect_dataset(job)

@@ -15,19 +15,18 @@ from PIL import Image
 
 from glo_core import Dataset, UserError
 from glo_core.common.file_lock import file_lock
-from pipelines.preprocess.config import PreprocessJob
-from pipelines.preprocess.job import preprocess
 from tests.conftest import Job
+from tests.helpers.ingest import ingest as small_ingest
 from tests.helpers.write_images import write_images
 
 CONFIG = {"resolution": 16, "channels": 1, "code_shards": 8, "holdout": 0.2}
 
 
-def ingest(dataset: Path, *folders: Path) -> dict[str, Any]:
-    return preprocess(PreprocessJob(input=folders, dataset=dataset, **CONFIG))
+def ingest(dataset: Path, *folders: Path, **changes: Any) -> dict[str, Any]:
+    return small_ingest(dataset, *folders, **CONFIG | changes)
 
 
-def manifest(dataset: Path) -> dict[str, dict]:
+def manifest(dataset: Path) -> dict[str, dict[str, Any]]:
     tables = [pq.read_table(path) for path in sorted((dataset / "manifest").glob("*.parquet"))]
     rows = pa.concat_tables(tables).to_pylist()
     return {f"{row['source']}/{row['path'].decode()}": row for row in rows}
@@ -180,9 +179,9 @@ def test_mistakes_are_one_line_and_touch_nothing(folders: dict[str, Path], tmp_p
     (tmp_path / "nothing").mkdir()
     (tmp_path / "file").touch()
 
-    def attempt(folder: Path, dataset: Path, **changes: object) -> str:
+    def attempt(folder: Path, dataset: Path, **changes: Any) -> str:
         with pytest.raises(UserError) as caught:
-            preprocess(PreprocessJob(input=(folder,), dataset=dataset, **CONFIG | changes))
+            ingest(dataset, folder, **changes)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 

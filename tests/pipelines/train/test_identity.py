@@ -174,7 +174,7 @@ def training(tmp_path: Path, open_only: Callable[..., None]) -> TrainJob:
     return job
 
 
-NEEDS = {
+NEEDS: dict[str, Any] = {
     "decoder.kernel_size": {},
     "decoder.kind": {"kernel_size": glo.DecoderConfig.kernel_size},
     "decoder.modulation": {"kind": "residual", "kernel_size": glo.DecoderConfig.kernel_size},
