@@ -15,6 +15,7 @@ from glo_core.common.files import write_bytes
 from glo_core.common.location import Location
 
 RecordT = TypeVar("RecordT", bound="Record")
+T = TypeVar("T")
 
 
 class Record:
@@ -83,6 +84,16 @@ def require_format(values: dict[str, Any], kind: type[Record], place: Path | Loc
         raise kind.error(
             f"{place}: format_version={version} is newer than this program reads ({kind.format_version}); update it"
         )
+
+
+def parse_value(values: Any, kind: type[T]) -> T:
+    """The value of type `kind`, a dataclass, that `values` describe, as JSON gave them.
+
+    Raises:
+        ValueError: naming the field, if it is of another type, or missing.
+    """
+    value: T = _parse(values, kind, "")
+    return value
 
 
 def _parse(value: Any, kind: Any, name: str) -> Any:

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,9 @@ import torch
 from glo_core.codes.projection import PROJECTIONS
 from glo_core.common.arrays import Float64Array
 from glo_core.common.counter_rng import key64, normal
-from glo_core.common.files import FORMAT_VERSION, read_json, write_bytes, write_json
+from glo_core.common.errors import CheckpointError, UserError
+from glo_core.common.files import write_bytes
+from glo_core.common.records import Record, read_record, write_record
 from glo_core.common.tensor_files import read_tensors, tensor_bytes
 from glo_core.sampling.config import Kind
 
@@ -53,6 +55,24 @@ class Moments:
         return self.scatter / max(self.count - 1, 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PriorRecord(Record):
+    """What `prior.json` holds."""
+
+    format: ClassVar[str] = "glo-prior"
+    error: ClassVar[type[UserError]] = CheckpointError
+    anew: ClassVar[str] = "fit it again with jobs/fit_prior.py"
+
+    family: Literal["gaussian"] = "gaussian"
+    kind: Kind
+    projection: str
+    code_dim: int
+
+
+_BLOCK = 32
+"""Codes that are sampled together"""
+
+
 @dataclass(frozen=True)
 class GaussianPrior:
     """A Gaussian over codes, projected like the codes themselves after sampling."""
@@ -66,6 +86,7 @@ class GaussianPrior:
 
     @classmethod
     def fit(cls, kind: Kind, moments: Moments, projection: str) -> Self:
+        """The Gaussian of `kind` to codes with these `moments`; `unit` is N(0, I) whatever they are."""
         dim = len(moments.mean)
         if kind == "unit":
             return cls(kind, projection, np.zeros(dim), np.eye(dim))
@@ -77,26 +98,29 @@ class GaussianPrior:
 
     def sample(self, count: int, seed: int) -> torch.Tensor:
         """Codes as the decoder receives them, float64 `[count, dim]`; code i depends on `seed` and i alone."""
-        noise = normal(key64("sample", seed), np.arange(count, dtype=np.int64), len(self.mean))
-        return PROJECTIONS[self.projection](torch.from_numpy(self.mean + noise @ self.factor.T))
+        # Products of another number of rows round otherwise: every block has the same number.
+        blocks = [self._block(first, seed) for first in range(0, max(count, 1), _BLOCK)]
+        return PROJECTIONS[self.projection](torch.from_numpy(np.concatenate(blocks)[:count]))
+
+    def _block(self, first: int, seed: int) -> Float64Array:
+        """mean + F e with e ~ N(0, I), for the codes from `first` on, `[_BLOCK, dim]`."""
+        noise = normal(key64("sample", seed), np.arange(first, first + _BLOCK, dtype=np.int64), len(self.mean))
+        return self.mean + noise @ self.factor.T
 
     def save(self, directory: Path) -> None:
         """Write `prior.safetensors`, then `prior.json`."""
         tensors = {"mean": torch.from_numpy(self.mean.copy()), "factor": torch.from_numpy(self.factor.copy())}
         write_bytes(directory / "prior.safetensors", tensor_bytes(tensors))
-        write_json(
-            directory / "prior.json",
-            {
-                "format_version": FORMAT_VERSION,
-                "family": "gaussian",
-                "kind": self.kind,
-                "projection": self.projection,
-                "code_dim": len(self.mean),
-            },
-        )
+        record = PriorRecord(kind=self.kind, projection=self.projection, code_dim=len(self.mean))
+        write_record(directory / "prior.json", record)
 
     @classmethod
     def load(cls, directory: Path) -> Self:
-        record = read_json(directory / "prior.json")
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: if a file is missing or damaged.
+        """
+        record = read_record(directory / "prior.json", PriorRecord)
         tensors = read_tensors(directory / "prior.safetensors")
-        return cls(record["kind"], record["projection"], tensors["mean"].numpy(), tensors["factor"].numpy())
+        return cls(record.kind, record.projection, tensors["mean"].numpy(), tensors["factor"].numpy())

@@ -1,4 +1,4 @@
-"""Ray Train: the driver tracks and can ask to stop, workers run `glo_core.training.loop.train` on their own lanes.
+"""Ray Train: the driver tracks and can ask to stop, workers run `glo_core`'s `train_phase` on their own lanes.
 
 driver: stage, phase, MLflow  <--- Mailbox (an actor) ---  rank 0: metrics;  Mailbox ---> every rank: stop?
 """
@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from glo_core.common.errors import UserError
 from glo_core.data.dataset import Dataset
 from glo_core.training.config import TrainConfig
-from glo_core.training.loop import train
+from glo_core.training.loop import train_phase
 from glo_core.training.schedule import Phase
 from pipelines.common.ray_session import num_cpus
 from pipelines.common.stage import Stage
@@ -129,7 +129,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     runtime = RayRuntime(ray.train.torch.get_device(), mailbox)
     try:
         dataset = Dataset.open(arguments["dataset"]).at(arguments["snapshot"])
-        train(
+        train_phase(
             arguments["config"],
             dataset.images(()),  # No shard yet: the loop selects its own.
             arguments["phase"],

@@ -23,7 +23,7 @@ def test_a_stopped_run_on_a_dataset_without_holdout_is_measured_on_its_training_
     preprocess(PreprocessJob(input=(tmp_path / "images",), dataset=tmp_path / "dataset", resolution=16, channels=1))
     dataset, run = glo.Dataset.open(tmp_path / "dataset"), tmp_path / "run"
     config = glo.TrainConfig(batch_size=16, code=glo.CodeConfig(dim=3), decoder=glo.DecoderConfig(filters=(8, 4)))
-    stopped = glo.train(config, dataset.images(), glo.Phase(target=10**6), run=run, runtime=Impatient(after=4))
+    stopped = glo.train_phase(config, dataset.images(), glo.Phase(target=10**6), run=run, runtime=Impatient(after=4))
     assert not stopped.finished
     write_json(run / "run.json", {"paths": {"dataset": str(tmp_path / "dataset")}})
     # Neither the PCA that the end of a training keeps, nor its start.
@@ -33,7 +33,7 @@ def test_a_stopped_run_on_a_dataset_without_holdout_is_measured_on_its_training_
     assert "the dataset holds no image out; jobs/preprocess.py --holdout 0.1 makes one" in capsys.readouterr().out
     assert "held_out" not in figures
     assert figures["train"]["glo"]["images"] == 40
-    whole = glo.train(config, dataset.images(), glo.Phase(target=16)).metrics
+    whole = glo.train_phase(config, dataset.images(), glo.Phase(target=16)).metrics
     assert figures["train"]["pca"]["psnr"] == pytest.approx(whole["pca_psnr"], abs=1e-3)
     seen = stopped.position.images_seen
     assert json.loads((run / "evaluation" / str(seen) / "done.json").read_text())["images_seen"] == seen
