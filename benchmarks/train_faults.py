@@ -262,14 +262,17 @@ def driver(cluster: Cluster, run: Path) -> Outcome:
 
 def full_disk(cluster: Cluster, run: Path) -> Outcome:
     run.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs", run], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", run], capture_output=True)
     if mounted.returncode:
         return Outcome(None, 0.0, "not injected: mounting a small file system needs root")
     try:
         tracked = f"sqlite:///{cluster.scratch}/mlflow.db"
         training = Training(cluster, run, "--workers", 2, "--tracking-uri", tracked)
         training.until_worth_losing()
-        (run / "other").write_bytes(bytes(shutil.disk_usage(run).free - (1 << 20)))  # Somebody else's file.
+        newest = committed_checkpoints(run)[-1]
+        size = sum(path.stat().st_size for path in newest.rglob("*"))
+        with (run / "other").open("wb") as file:  # Another user's file leaves room for half a checkpoint.
+            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(run).free - size // 2)
         since = time.time()
         training.ended(since)
         before, status = training.last(), training.driver.returncode

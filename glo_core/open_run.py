@@ -8,8 +8,8 @@ import torch
 
 from glo_core.checkpoint.layout import committed_checkpoints
 from glo_core.checkpoint.reader import Checkpoint
+from glo_core.checkpoint.run_record import read_run_record
 from glo_core.common.errors import CheckpointError, UserError
-from glo_core.common.files import read_json
 from glo_core.common.location import Location
 from glo_core.data.dataset import Dataset
 from glo_core.data.image_source import ImageSource, TensorImages, image_tensor
@@ -104,8 +104,8 @@ def _open(run: Path, images_seen: int | None) -> Checkpoint:
 
 def _recorded_dataset(run: Path) -> Dataset | None:
     """The dataset that a run has recorded; None if it has none, or the dataset is not there any more."""
-    record = run / "run.json"
-    place = read_json(record).get("paths", {}).get("dataset") if record.exists() else None
+    record = read_run_record(run)
+    place = record.paths.get("dataset") if record is not None else None
     if place is None or not (Location(place) / "dataset.json").exists():
         return None
     return Dataset.open(place)

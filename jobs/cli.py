@@ -17,6 +17,7 @@ import yaml
 
 from glo_core.common.errors import UserError
 from glo_core.common.location import Location
+from pipelines.common.logs import configure
 
 Config = TypeVar("Config")
 Values = dict[str, Any]
@@ -39,6 +40,7 @@ def main(
         config_type: a dataclass with a documented field for each flag.
         saved_config: given the values so far, those that an earlier run of the same outputs saved_config.
     """
+    configure(name)
     try:
         run(parse(name, config_type, saved_config=saved_config, argv=argv))
     except UserError as error:

@@ -37,6 +37,8 @@ class RenderJob(RenderConfig, TrackingConfig):
 
     run: Path
     """Directory of the run"""
+    decoder_kind: str | None = None
+    """The class of a decoder of your own, as --decoder.kind named it in training: files must not choose code"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,8 @@ class EvaluateJob(EvaluateConfig, TrackingConfig):
 
     run: Path
     """Directory of the run"""
+    decoder_kind: str | None = None
+    """The class of a decoder of your own, as --decoder.kind named it in training: files must not choose code"""
 
 
 @dataclass(frozen=True, kw_only=True)

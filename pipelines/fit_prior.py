@@ -1,22 +1,22 @@
 """Fit the prior: moments of each code shard in its own Ray task, merged, and a Gaussian of each kind."""
 
 import functools
+import logging
 from pathlib import Path
-from typing import Any
 
 import ray
 
 from glo_core.checkpoint.reader import Checkpoint
-from glo_core.common.errors import UserError
 from glo_core.sampling.config import PriorConfig
 from glo_core.sampling.gaussian_prior import GaussianPrior, Moments
-from pipelines.common.ray_session import ray_session
-from pipelines.common.stage import Input, identity_of, open_stage, run_id_of
+from pipelines.common.followup import FollowUp
+from pipelines.common.ray_session import task_results
+from pipelines.common.records import FitPriorDone
+from pipelines.common.stage import Stage
 from pipelines.config import FitPriorJob
 
-
-def prior_directory(run: Path, images_seen: int) -> Path:
-    return run / "prior" / str(images_seen)
+FIT_PRIOR = FollowUp("fit_prior", folder="prior", config_type=PriorConfig, done_type=FitPriorDone)
+log = logging.getLogger("glo.fit_prior")
 
 
 @ray.remote
@@ -26,43 +26,28 @@ def shard_moments(directory: str, shard: int) -> Moments:
 
 
 def fit_prior(job: FitPriorJob) -> Path:
-    """Fit every kind of prior and return the directory that holds them.
+    """Fit every kind of prior and return the directory that holds them, `<kind>/prior.json` and so on.
 
     Raises:
         UserError: if the run has no checkpoint, or a part of it is damaged.
     """
     checkpoint = Checkpoint.latest(job.run)
-    images_seen = checkpoint.position.images_seen
-    directory = prior_directory(job.run, images_seen)
-    inputs = {"checkpoint": Input(checkpoint.directory, checkpoint.digest, run_id_of(job.run))}
-    with open_stage(
-        "fit_prior",
-        directory,
-        root=job.run.parent,
-        identity=identity_of(job, PriorConfig),
-        inputs=inputs,
-        tracking=job,
-    ) as stage:
-        if stage.done:
-            print(f"fit_prior: {directory} is up to date", flush=True)
-            return directory
-        stage.begin(stage.record["identity"])
-        with ray_session():
-            tasks = [shard_moments.remote(str(checkpoint.directory), s) for s in range(checkpoint.code_shards)]
-            try:
-                moments = functools.reduce(Moments.merge, ray.get(tasks))
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause if isinstance(error.cause, UserError) else error from None
-        figures = _save(job, moments, checkpoint.projection, directory)
-        stage.tracker.metrics(figures, images_seen)
-        stage.finish({"kinds": list(job.kinds), "codes": moments.count})
-    print(f"fit_prior: {', '.join(job.kinds)} fitted to {moments.count} codes, in {directory}", flush=True)
+    directory = FIT_PRIOR.directory(job.run, checkpoint)
+
+    def fit(stage: Stage[FitPriorDone]) -> FitPriorDone:
+        tasks = [shard_moments.remote(str(checkpoint.directory), shard) for shard in range(checkpoint.code_shards)]
+        moments = functools.reduce(Moments.merge, task_results(tasks))
+        for kind in job.kinds:
+            GaussianPrior.fit(kind, moments, checkpoint.code_config.projection).save(directory / kind)
+        stage.tracker.metrics(_metrics(moments), checkpoint.position.images_seen)
+        log.info("%s fitted to %d codes, in %s", ", ".join(job.kinds), moments.count, directory)
+        return FitPriorDone(kinds=job.kinds, codes=moments.count)
+
+    FIT_PRIOR.run(job, checkpoint, fit)
     return directory
 
 
-def _save(job: FitPriorJob, moments: Moments, projection: str, directory: Path) -> dict[str, Any]:
-    for kind in job.kinds:
-        GaussianPrior.fit(kind, moments, projection).save(directory / kind)
+def _metrics(moments: Moments) -> dict[str, float]:
     return {
         "codes": float(moments.count),
         "code_variance": float(moments.covariance.trace()),

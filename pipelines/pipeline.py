@@ -5,9 +5,11 @@ import json
 import sys
 from typing import Any
 
-from glo_core.common.files import write_json
+from glo_core.common.errors import settings_of_stage
 from glo_core.common.location import Location
+from glo_core.common.records import write_record
 from pipelines.common.ray_session import ray_session
+from pipelines.common.records import PipelineMetrics
 from pipelines.common.tracking import tracking_uri
 from pipelines.config import EvaluateJob, FitPriorJob, PipelineJob, RenderJob
 from pipelines.evaluate import evaluate
@@ -18,27 +20,41 @@ from pipelines.render import render
 from pipelines.train.config import TrainJob
 from pipelines.train.job import run_training
 
+_TRACKING = {"tracking_uri": "tracking_uri", "experiment": "experiment"}
+"""Settings that every stage has under the same name as the pipeline"""
+
 
 def run_pipeline(job: PipelineJob) -> None:
-    """Run every stage that is not finished; ends with `<root>/metrics.json` and where to look."""
+    """Run every stage that is not finished; print the metrics, and where grids and runs are.
+
+    Raises:
+        UserError: as of the stages; it names the pipeline's settings, such as `train.batch_size`.
+    """
     dataset, run = Location(job.root / "dataset"), job.root / "run"
     tracking: dict[str, Any] = {"tracking_uri": job.tracking_uri, "experiment": job.experiment}
     with ray_session():
-        preprocess(PreprocessJob(input=job.input, dataset=dataset, **_fields(job.preprocess), **tracking))
-        done = run_training(TrainJob(dataset=dataset, run=run, **_fields(job.train), **tracking))
-        fit_prior(FitPriorJob(run=run, **_fields(job.fit_prior), **tracking))
-        grids = render(RenderJob(run=run, **_fields(job.render), **tracking))
-        metrics = {key: done[key] for key in ("images_seen", "psnr", "pca_psnr")}
-        write_json(job.root / "metrics.json", metrics)
-        measured = evaluate(EvaluateJob(run=run, **_fields(job.evaluate), **tracking))
-    metrics |= {key: measured[key] for key in ("train", "held_out") if key in measured}
-    write_json(job.root / "metrics.json", metrics)
-    print(f"\nmetrics  {job.root / 'metrics.json'}: {json.dumps(metrics)}")
+        with settings_of_stage("preprocess", dataset="root", input="input", **_TRACKING):
+            preprocess(PreprocessJob(input=job.input, dataset=dataset, **_fields(job.preprocess), **tracking))
+        with settings_of_stage("train", dataset="root", run="root", **_TRACKING):
+            done = run_training(TrainJob(dataset=dataset, run=run, **_fields(job.train), **tracking))
+        with settings_of_stage("fit_prior", run="root", **_TRACKING):
+            fit_prior(FitPriorJob(run=run, **_fields(job.fit_prior), **tracking))
+        with settings_of_stage("render", run="root", **_TRACKING):
+            grids = render(RenderJob(run=run, decoder_kind=job.train.decoder.kind, **_fields(job.render), **tracking))
+        metrics = PipelineMetrics(images_seen=done.images_seen, psnr=done.psnr, pca_psnr=done.pca_psnr)
+        write_record(job.root / "metrics.json", metrics)
+        with settings_of_stage("evaluate", run="root", **_TRACKING):
+            quality = evaluate(
+                EvaluateJob(run=run, decoder_kind=job.train.decoder.kind, **_fields(job.evaluate), **tracking)
+            )
+    metrics = dataclasses.replace(metrics, train=quality.train, held_out=quality.held_out)
+    write_record(job.root / "metrics.json", metrics)
+    print(f"\nmetrics  {job.root / 'metrics.json'}: {json.dumps(dataclasses.asdict(metrics))}")
     print(f"grids    {grids}")
     uri = tracking_uri(job, job.root)
-    follow = uri if uri.startswith("http") else f"{sys.executable} -m mlflow ui --backend-store-uri {uri}"
-    print(f"follow   {follow}", flush=True)
+    command = uri if uri.startswith("http") else f"{sys.executable} -m mlflow ui --backend-store-uri {uri}"
+    print(f"follow   {command}", flush=True)
 
 
 def _fields(config: Any) -> dict[str, Any]:
-    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}

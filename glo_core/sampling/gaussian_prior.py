@@ -18,6 +18,8 @@ from glo_core.common.records import Record, read_record, write_record
 from glo_core.common.tensor_files import read_tensors, tensor_bytes
 from glo_core.sampling.config import Kind
 
+Projection = Literal["sphere", "ball"]
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -57,15 +59,15 @@ class Moments:
 
 @dataclass(frozen=True, kw_only=True)
 class PriorRecord(Record):
-    """What `prior.json` holds."""
+    """`prior.json`"""
 
     format: ClassVar[str] = "glo-prior"
     error: ClassVar[type[UserError]] = CheckpointError
-    anew: ClassVar[str] = "fit it again with jobs/fit_prior.py"
+    anew: ClassVar[str] = "train anew into another run directory, and fit the prior to that run"
 
     family: Literal["gaussian"] = "gaussian"
     kind: Kind
-    projection: str
+    projection: Projection
     code_dim: int
 
 
@@ -78,14 +80,14 @@ class GaussianPrior:
     """A Gaussian over codes, projected like the codes themselves after sampling."""
 
     kind: Kind
-    projection: str
+    projection: Projection
     mean: Float64Array
     """`[dim]`"""
     factor: Float64Array
     """F of the covariance F F^T, `[dim, dim]`"""
 
     @classmethod
-    def fit(cls, kind: Kind, moments: Moments, projection: str) -> Self:
+    def fit(cls, kind: Kind, moments: Moments, projection: Projection) -> Self:
         """The Gaussian of `kind` to codes with these `moments`; `unit` is N(0, I) whatever they are."""
         dim = len(moments.mean)
         if kind == "unit":
@@ -119,7 +121,8 @@ class GaussianPrior:
         """Read what `save` wrote.
 
         Raises:
-            UserError: if a file is missing or damaged.
+            CheckpointError: if the record is missing, damaged, or of another format or version.
+            UserError: if the tensors are missing or damaged.
         """
         record = read_record(directory / "prior.json", PriorRecord)
         tensors = read_tensors(directory / "prior.safetensors")

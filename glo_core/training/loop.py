@@ -19,6 +19,7 @@ from glo_core.data.dataset import Dataset
 from glo_core.data.image_source import ImageSource
 from glo_core.evaluation.metrics import training_psnr
 from glo_core.evaluation.pca_baseline import PcaBaseline
+from glo_core.evaluation.record import MetricsRecord, metrics_path
 from glo_core.losses.weighted_sum import Loss
 from glo_core.model import CodesById, Model
 from glo_core.training.auto_config import completed
@@ -30,7 +31,6 @@ from glo_core.training.learner import Learner
 from glo_core.training.meter import Meter
 from glo_core.training.previews import show_previews
 from glo_core.training.restore import newest_checkpoint, restore_or_begin
-from glo_core.training.run_record import MetricsRecord, metrics_path
 from glo_core.training.schedule import Phase
 
 

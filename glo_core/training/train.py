@@ -14,6 +14,7 @@ import torch
 
 from glo_core.checkpoint.layout import committed_checkpoints
 from glo_core.checkpoint.reader import Checkpoint
+from glo_core.checkpoint.run_record import RUN_FILE, PhaseRecord, RunRecord
 from glo_core.codes.config import CodeConfig
 from glo_core.codes.table import CodeTable, raw_name
 from glo_core.common.errors import CheckpointError, ConfigError
@@ -24,14 +25,14 @@ from glo_core.data.config import Cache
 from glo_core.data.dataset import Dataset
 from glo_core.data.image_source import ImageSource, TensorImages
 from glo_core.decoder.config import MODULE, DecoderConfig
+from glo_core.evaluation.record import MetricsRecord, metrics_path
 from glo_core.losses.weighted_sum import Loss
 from glo_core.open_run import default_device, image_source
-from glo_core.training import run_record
+from glo_core.training import phases as run_phases
 from glo_core.training.auto_config import completed, images_to_see
 from glo_core.training.config import Intervals, TrainConfig
 from glo_core.training.hooks import OnPreview, OnReport, ProgressBar, RuntimeWithHooks
 from glo_core.training.loop import TrainResult, train_phase
-from glo_core.training.run_record import MetricsRecord, PhaseRecord, RunRecord
 from glo_core.training.schedule import Phase
 
 
@@ -146,25 +147,25 @@ class _Training:
         return self._train(recipe, images, dataset, Phase(target=self.target or images_to_see(len(images.ids))))
 
     def in_run(self, run: Path, images: ImageSource, dataset: Dataset | None) -> TrainResult:
-        record = run_record.read_run(run)
+        record = run_phases.read_training(run)
         recipe = _resolve(self.config, record, images)
-        identity = run_record.identity_of(recipe, self.module, self.loss)
+        identity = run_phases.identity_of(recipe, self.module, self.loss)
         newest = Checkpoint.latest(run) if committed_checkpoints(run) else None
         phases: tuple[PhaseRecord, ...] = ()
         if record is not None:
-            run_record.require_recipe(run, record, identity)
+            run_phases.require_recipe(run, record, identity)
             phases = record.phases
             _images_of(phases[-1], run, images, dataset)
         seen = newest.position.images_seen if newest is not None else 0
-        coming = run_record.next_phases(run, phases, seen, self.target, images.snapshot, len(images.ids))
+        coming = run_phases.next_phases(run, phases, seen, self.target, images.snapshot, len(images.ids))
         last = (coming or phases)[-1]
         images, dataset = _images_of(last, run, images, dataset)
-        if coming is None and newest is not None and run_record.metrics_path(run, seen).exists():
+        if coming is None and newest is not None and metrics_path(run, seen).exists():
             return self._finished(run, recipe, newest, images, dataset)
         self.runtime.all_gather(None)  # Every rank has read the record that rank 0 writes now.
         if self.runtime.rank == 0 and coming is not None:
-            paths = {} if dataset is None else {"dataset": str(dataset.path.absolute())}
-            write_record(run / "run.json", RunRecord(identity=identity, paths=paths, phases=coming))
+            record = record or _new_record(identity, images, dataset)
+            write_record(run / RUN_FILE, dataclasses.replace(record, phases=coming))
         phase = Phase(number=len(coming or phases) - 1, start=last.start, target=last.target)
         return self._train(recipe, images, dataset, phase, run, newest)
 
@@ -206,7 +207,7 @@ class _Training:
         self, run: Path, recipe: TrainConfig, newest: Checkpoint, images: ImageSource, dataset: Dataset | None
     ) -> TrainResult:
         """The result of a training that has reached its target, as the run has it."""
-        metrics = read_record(run_record.metrics_path(run, newest.position.images_seen), MetricsRecord)
+        metrics = read_record(metrics_path(run, newest.position.images_seen), MetricsRecord)
         return TrainResult(
             decoder=newest.decoder(self.module, recipe.decoder.kind).to(self.runtime.device),
             table=_table_of(newest, recipe.code, self.runtime.device),
@@ -221,7 +222,7 @@ class _Training:
 
 def _resolve(config: TrainConfig | None, record: RunRecord | None, images: ImageSource) -> TrainConfig:
     """`config` with nothing left open: as the run has it, or else by the rules for `images`."""
-    recorded = run_record.recipe_of(record) if record is not None else None
+    recorded = run_phases.recipe_of(record) if record is not None else None
     config = config or recorded or TrainConfig()
     if recorded is not None:
         config = dataclasses.replace(
@@ -234,6 +235,16 @@ def _resolve(config: TrainConfig | None, record: RunRecord | None, images: Image
         return completed(config, len(images.ids), images.resolution)
     except ValueError as error:  # A setting does not go with one that a rule has chosen.
         raise ConfigError(str(error)) from None
+
+
+def _new_record(identity: dict[str, Any], images: ImageSource, dataset: Dataset | None) -> RunRecord:
+    return RunRecord(
+        stage="train",
+        identity=identity,
+        inputs={"images": images.snapshot} if dataset is None else {"dataset": dataset.root_digest},
+        paths={} if dataset is None else {"dataset": str(dataset.path.absolute())},
+        versions={"torch": torch.__version__, "numpy": np.__version__},
+    )
 
 
 def _images_of(
@@ -249,7 +260,7 @@ def _images_of(
     if dataset is not None:
         earlier_dataset = dataset.at(phase.snapshot)
         return earlier_dataset.images(), earlier_dataset
-    if isinstance(images, TensorImages) and len(images.ids) > phase.images:
+    if isinstance(images, TensorImages) and phase.images is not None and phase.images < len(images.ids):
         earlier = images.first(phase.images)
         if earlier.snapshot == phase.snapshot:
             return earlier, None

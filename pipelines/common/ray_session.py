@@ -1,20 +1,22 @@
-"""The connection to Ray: a running cluster where RAY_ADDRESS names one, else this machine for the job's length."""
+"""The connection to Ray: a cluster if RAY_ADDRESS names one, else this machine for as long as the job runs."""
 
 import contextlib
 import logging
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import ray
+import ray.exceptions
 
 from glo_core.common.errors import UserError
 
 
 @contextlib.contextmanager
 def ray_session() -> Iterator[None]:
-    """Connect to Ray; a session that is already there is used and left alone.
+    """Connect to Ray for the length of the block; an open connection is used, and stays open after it.
 
     Raises:
         UserError: if RAY_ADDRESS names a cluster that does not answer, or Ray does not start here.
@@ -25,13 +27,13 @@ def ray_session() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
-            _reach(address)
+            _require_answer(address)
             ray.init(logging_level=logging.WARNING)
         else:
-            # Without a dashboard, Ray Train's housekeeping would complain every second on the job's own output; what
-            # workers print is in Ray's session directory.
+            # Errors alone: without a dashboard, Ray Train warns every second. What workers print is in Ray's session
+            # directory.
             ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    except Exception as error:  # A start that takes too long is no more than that to Ray.
+    except Exception as error:  # Of a start that takes too long, Ray raises no class of its own.
         line = (str(error).splitlines() or [type(error).__name__])[0]
         if address:
             raise UserError(
@@ -39,7 +41,7 @@ def ray_session() -> Iterator[None]:
                 "RAY_ADDRESS to run on this machine"
             ) from None
         raise UserError(
-            f"Ray does not start on this machine: {line}; if it is busy with other work, try again later"
+            f"Ray does not start on this machine: {line}; if the machine is busy, try again later"
         ) from None
     try:
         yield
@@ -47,17 +49,30 @@ def ray_session() -> Iterator[None]:
         ray.shutdown()
 
 
-def _reach(address: str) -> None:
-    """Ray would try for minutes where nothing listens.
+def _require_answer(address: str) -> None:
+    """Connect to `address` once: Ray would try for minutes where nothing listens.
 
     Raises:
         OSError: if the host and port that `address` names do not answer.
     """
-    named = re.fullmatch(r"(?:ray://)?(.+):(\d+)", address)
-    if named:
-        socket.create_connection((named[1], int(named[2])), timeout=10).close()
+    host_and_port = re.fullmatch(r"(?:ray://)?(.+):(\d+)", address)
+    if host_and_port:
+        socket.create_connection((host_and_port[1], int(host_and_port[2])), timeout=10).close()
 
 
 def num_cpus() -> float:
     """Logical CPUs of the cluster."""
     return float(ray.cluster_resources().get("CPU", 1))
+
+
+def task_results(tasks: Sequence[Any]) -> Iterator[Any]:
+    """The results of Ray tasks, in the order of `tasks`; a user's error in a task is raised as it is.
+
+    Raises:
+        UserError: that a task raised.
+    """
+    for task in tasks:
+        try:
+            yield ray.get(task)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, UserError) else error from None

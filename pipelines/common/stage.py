@@ -1,22 +1,27 @@
-"""What a stage is: a locked directory, the inputs and the recipe that decide its result, and a record of both.
+"""A stage: a locked directory, the inputs and the settings that decide its result, and the records of both.
 
-`run.json` is written first and `done.json` last. A finished stage is not done again; an interrupted one goes on;
-a recipe or an input that differs from the record's is refused in one line.
+A stage writes `run.json` first and `done.json` last. A finished stage is skipped; an interrupted one resumes;
+settings or inputs other than those in its record are refused in one line.
 """
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from glo_core.common.errors import UserError
+from glo_core.common.errors import CheckpointError, UserError
 from glo_core.common.file_lock import file_lock
-from glo_core.common.files import FORMAT_VERSION, differences, read_json, write_json
+from glo_core.common.files import differences
 from glo_core.common.location import Location
+from glo_core.common.records import read_record, write_record
+from pipelines.common.records import DONE_FILE, RUN_FILE, DoneRecord, RunRecord, read_run_record
 from pipelines.common.tracking import Tracker, TrackingConfig
 from pipelines.common.versions import library_versions
+
+DoneT = TypeVar("DoneT", bound=DoneRecord)
 
 
 @dataclass(frozen=True)
@@ -30,16 +35,16 @@ class Input:
 
 
 @dataclass
-class Stage:
+class Stage(Generic[DoneT]):
     """A stage whose directory is locked; see `open_stage`."""
 
     name: str
     directory: Path
     root: Path
     inputs: Mapping[str, Input]
-    record: dict[str, Any]
-    done: dict[str, Any] | None
-    """What `done.json` holds, if the stage was finished before"""
+    record: RunRecord
+    done: DoneT | None
+    """What `done.json` holds, if the stage is finished"""
     tracking: TrackingConfig
     _tracker: Tracker | None = None
 
@@ -50,37 +55,45 @@ class Stage:
         return self._tracker
 
     def begin(self, params: Mapping[str, Any]) -> None:
-        """Open the MLflow run, the same one as before an interruption, and write `run.json`."""
-        links = {what: source.run_id for what, source in self.inputs.items()}
+        """Open the MLflow run, the same one as before an interruption, and write `run.json`.
+
+        Args:
+            params: the (nested) settings that MLflow shows.
+
+        Raises:
+            UserError: if MLflow does not answer.
+        """
+        links = {name: source.run_id for name, source in self.inputs.items()}
         self._tracker = Tracker.start(
-            self.tracking, self.root, name=self.name, inputs=links, run_id=self.record.get("mlflow_run_id")
+            self.tracking, self.root, name=self.name, inputs=links, run_id=self.record.mlflow_run_id
         )
-        self.record["mlflow_run_id"] = self._tracker.run_id
+        self.record = dataclasses.replace(self.record, mlflow_run_id=self._tracker.run_id)
         self.done = None
         self.save()
         self._tracker.tags({"glo.directory": self.directory, "glo.version": library_versions()})
         self._tracker.params(params)
-        for what, source in self.inputs.items():
-            self._tracker.dataset(source.path, source.digest, what)
+        for name, source in self.inputs.items():
+            self._tracker.dataset(source.path, source.digest, name)
 
     def save(self) -> None:
-        write_json(self.directory / "run.json", self.record)
+        """Write `run.json`."""
+        write_record(self.directory / RUN_FILE, self.record)
 
-    def finish(self, outputs: Mapping[str, Any]) -> None:
+    def finish(self, done: DoneT) -> None:
         """Write `done.json` and end the MLflow run."""
-        self.done = {"format_version": FORMAT_VERSION, **outputs}
-        write_json(self.directory / "done.json", self.done)
-        self._end_run("FINISHED")
+        self.done = done
+        write_record(self.directory / DONE_FILE, done)
+        self.end_run("FINISHED")
 
-    def close(self, status: str) -> None:
-        if self._tracker is not None and self.done is None:
-            self._end_run(status)
-
-    def _end_run(self, status: str) -> None:
+    def end_run(self, status: str) -> None:
+        """End the MLflow run, if one is open: FINISHED, KILLED (stopped on request) or FAILED."""
+        if self._tracker is None:
+            return
+        tracker, self._tracker = self._tracker, None
         try:
-            self.tracker.finish(status)
-        except UserError as error:  # What the stage made is made.
-            print(f"{self.name}: {error}", flush=True)
+            tracker.finish(status)
+        except UserError as error:  # The stage's results are on disk.
+            logging.getLogger(f"glo.{self.name}").warning("%s", error)
 
 
 @contextlib.contextmanager
@@ -91,94 +104,89 @@ def open_stage(
     root: Path,
     identity: Mapping[str, Any],
     inputs: Mapping[str, Input],
+    done_type: type[DoneT],
     tracking: TrackingConfig,
-) -> Iterator[Stage]:
+) -> Iterator[Stage[DoneT]]:
     """Lock `directory` and compare its record with what is requested.
 
     Args:
         root: home of the default MLflow database.
-        identity: whatever decides the result; never paths, worker counts or devices.
+        identity: whatever decides the result, as JSON has it; never paths, worker counts or devices.
+        done_type: what `done.json` holds.
 
     Raises:
-        UserError: if the directory is in use, or holds the outcome of another recipe or of other inputs.
+        CheckpointError: if the directory is in use, its records are damaged, or it holds the outcome of other
+            settings or inputs.
     """
     with file_lock(directory):
-        path = directory / "run.json"
-        record = read_json(path) if path.exists() else {}
-        requested = {
-            "stage": name,
-            "identity": dict(identity),
-            "inputs": {k: v.digest for k, v in inputs.items()},
-        }
-        if record:
-            _compare(directory, record, requested)
-        done_path = directory / "done.json"
-        stage = Stage(
-            name,
-            directory,
-            root,
-            inputs,
-            tracking=tracking,
-            record={
-                "format_version": FORMAT_VERSION,
-                **record,
-                **requested,
-                "versions": library_versions(),
-                "paths": {key: str(value.path) for key, value in inputs.items()},
-            },
-            done=read_json(done_path) if record and done_path.exists() else None,
+        saved = read_run_record(directory)
+        record = RunRecord(
+            stage=name,
+            identity=dict(identity),
+            inputs={key: source.digest for key, source in inputs.items()},
+            paths={key: str(source.path) for key, source in inputs.items()},
+            versions=library_versions(),
+            mlflow_run_id=saved.mlflow_run_id if saved else None,
+            phases=saved.phases if saved else (),
         )
+        if saved:
+            _require_same(directory, saved, record)
+        finished = saved is not None and (directory / DONE_FILE).exists()
+        done = read_record(directory / DONE_FILE, done_type) if finished else None
+        stage = Stage(name, directory, root, inputs, record=record, done=done, tracking=tracking)
         try:
             yield stage
         except (SystemExit, KeyboardInterrupt):
-            stage.close("KILLED")
+            stage.end_run("KILLED")
             raise
         except BaseException:
-            stage.close("FAILED")
+            stage.end_run("FAILED")
             raise
 
 
-def _compare(directory: Path, record: Mapping[str, Any], requested: Mapping[str, Any]) -> None:
-    if record["stage"] != requested["stage"]:
-        raise UserError(
-            f"{directory}: holds the outcome of {record['stage']}, not of {requested['stage']}; give another directory"
+def _require_same(directory: Path, saved: RunRecord, requested: RunRecord) -> None:
+    if saved.stage != requested.stage:
+        raise CheckpointError(
+            f"{directory}: holds the outcome of {saved.stage}, not of {requested.stage}; give another directory"
         )
-    changed = differences(record["inputs"], requested["inputs"])
+    changed = differences(saved.inputs, requested.inputs)
     if changed:
-        raise UserError(
+        raise CheckpointError(
             f"{directory}: was made from other inputs ({'; '.join(changed)}); "
             "give the ones it was made from, or another directory"
         )
-    changed = differences(record["identity"], requested["identity"])
+    changed = differences(saved.identity, requested.identity)
     if changed:
-        raise UserError(
+        raise CheckpointError(
             f"{directory}: was made with another recipe ({'; '.join(changed)}); "
             "use the old values or another directory, or delete this one"
         )
 
 
 def identity_of(config: Any, owner: type) -> dict[str, Any]:
-    """The fields of `config` that its base class `owner` declares: those that decide a result."""
+    """The fields of `config` that its base class `owner` declares, which decide a result, as JSON has them."""
     values = dataclasses.asdict(config)
-    # As JSON will give them back: tuples become lists.
-    return {field.name: _plain(values[field.name]) for field in dataclasses.fields(owner)}
+    return {field.name: _as_json(values[field.name]) for field in dataclasses.fields(owner)}
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
+    """`value` with lists in place of tuples."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _as_json(item) for key, item in value.items()}
+    return [_as_json(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def saved_config_of_newest(run: Path | str, folder: str) -> dict[str, Any]:
     """The identity of the stage that made `<run>/<folder>/<images seen>` of the newest checkpoint, if one did."""
     from glo_core.checkpoint.layout import committed_checkpoints
 
-    record = next((Path(run) / folder / mark.name / "run.json" for mark in committed_checkpoints(Path(run))[-1:]), None)
-    return read_json(record).get("identity", {}) if record is not None and record.exists() else {}
+    for checkpoint in committed_checkpoints(Path(run))[-1:]:
+        record = read_run_record(Path(run) / folder / checkpoint.name)
+        return record.identity if record else {}
+    return {}
 
 
 def run_id_of(directory: Path) -> str | None:
-    """MLflow id of the stage that made `directory`, if it is known."""
-    path = directory / "run.json"
-    return read_json(path).get("mlflow_run_id") if path.exists() else None
+    """MLflow id of the stage that made `directory`; None if it has no record or was not tracked."""
+    record = read_run_record(directory)
+    return record.mlflow_run_id if record else None

@@ -16,13 +16,13 @@ from typing import Any, ParamSpec, Self, TypeVar
 from PIL import Image
 
 from glo_core.common.config import Config
-from glo_core.common.errors import UserError
+from glo_core.common.errors import ConfigError, UserError
 from glo_core.common.location import Location
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig(Config):
-    """Where runs are followed."""
+    """Where runs are tracked."""
 
     tracking_uri: str = ""
     """MLflow server or database; default: MLFLOW_TRACKING_URI, else mlflow.db beside the outputs"""
@@ -34,23 +34,23 @@ def tracking_uri(config: TrackingConfig, root: Path | Location) -> str:
     """The URI that runs with outputs in `root` are tracked at.
 
     Raises:
-        UserError: if there is none, since a database cannot lie beside outputs in an object store.
+        ConfigError: if none is given and `root` is remote: no database can lie in an object store.
     """
-    named = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if not named and Location(root).remote:
-        raise UserError(
-            f"tracking_uri: MLflow's database cannot lie beside {root}; give --tracking-uri, "
-            "a server or sqlite:////absolute/path/mlflow.db"
+    uri = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri and Location(root).remote:
+        raise ConfigError(
+            f"`tracking_uri` must be given, such as http://server:5000 or sqlite:////absolute/path/mlflow.db: "
+            f"MLflow's database cannot lie beside {root}"
         )
-    return named or f"sqlite:///{root / 'mlflow.db'}"
+    return uri or f"sqlite:///{root / 'mlflow.db'}"
 
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _answered(method: Callable[P, R]) -> Callable[P, R]:
-    """Turn MLflow's errors into one line; whatever the job has finished is on disk before it is logged."""
+def _one_line_errors(method: Callable[P, R]) -> Callable[P, R]:
+    """Turn MLflow's errors into a `UserError`; whatever the job has finished is on disk before it is logged."""
 
     @functools.wraps(method)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -59,7 +59,7 @@ def _answered(method: Callable[P, R]) -> Callable[P, R]:
         try:
             return method(*args, **kwargs)
         except (MlflowException, OSError) as error:
-            raise UserError(f"MLflow: {_first_line(error)}; the same command goes on once it answers again") from None
+            raise UserError(f"MLflow: {_first_line(error)}; run the same command again once it answers") from None
 
     return call
 
@@ -68,7 +68,7 @@ class Tracker:
     """One MLflow run, open from `start` to `finish`."""
 
     def __init__(self, client: Any, run_id: str) -> None:
-        """Follow `run_id` through `client`, an `mlflow.MlflowClient`."""
+        """Track the run `run_id` through `client`, an `mlflow.MlflowClient`."""
         self.client, self.run_id = client, run_id
 
     @classmethod
@@ -86,7 +86,8 @@ class Tracker:
         Args:
             root: directory of the outputs, home of the default database.
             name: of the job.
-            inputs: MLflow ids of the runs whose outputs this one uses, by what they gave.
+            run_id: of the run to open again, if MLflow still has it.
+            inputs: MLflow ids of the runs whose outputs this one uses, by what each output is, such as `dataset`.
 
         Raises:
             UserError: if the server does not answer.
@@ -106,78 +107,78 @@ class Tracker:
         try:
             client = mlflow.MlflowClient()
             experiment = _experiment(client, config.experiment, local)
-            known = run_id if run_id and _exists(client, run_id) else None
+            resumed = run_id if run_id and _exists(client, run_id) else None
             run = mlflow.start_run(
-                run_id=known,
+                run_id=resumed,
                 experiment_id=experiment,
-                run_name=None if known else name,
+                run_name=None if resumed else name,
                 log_system_metrics=True,
             )
         except (MlflowException, OSError) as error:
             raise UserError(
-                f"tracking_uri={uri}: MLflow does not answer there ({_first_line(error)}); start the "
-                "server, or leave tracking_uri and MLFLOW_TRACKING_URI unset"
+                f"{uri}: MLflow does not answer there ({_first_line(error)}); start the server, or set "
+                "`tracking_uri` or MLFLOW_TRACKING_URI to another one"
             ) from None
         tracker = cls(client, run.info.run_id)
         tracker._link(name, experiment, inputs or {})
         return tracker
 
     def _link(self, name: str, experiment: str, inputs: Mapping[str, str | None]) -> None:
-        links = {what: run_id for what, run_id in inputs.items() if run_id}
-        tags = {"glo.job": name, **{f"glo.input.{what}": run_id for what, run_id in links.items()}}
+        links = {role: run_id for role, run_id in inputs.items() if run_id}
+        tags = {"glo.job": name, **{f"glo.input.{role}": run_id for role, run_id in links.items()}}
         if links:  # MLflow shows this note, as Markdown, on the run's page.
             lines = [
-                f"- {what} from run [{run_id}](#/experiments/{experiment}/runs/{run_id})"
-                for what, run_id in links.items()
+                f"- {role} from run [{run_id}](#/experiments/{experiment}/runs/{run_id})"
+                for role, run_id in links.items()
             ]
             tags["mlflow.note.content"] = "Made from:\n" + "\n".join(lines)
         self.tags(tags)
 
-    @_answered
+    @_one_line_errors
     def tags(self, tags: Mapping[str, Any]) -> None:
-        """Set tags, of what does not decide the result: MLflow writes every parameter above every picture."""
+        """Set (nested) tags: for what does not decide the result, since MLflow's page shows every parameter first."""
         from mlflow.entities import RunTag
 
         entries = [RunTag(key, str(value)) for key, value in _flatten(tags).items()]
-        for some in _batches(entries, 100):
-            self.client.log_batch(self.run_id, tags=some)
+        for batch in _batches(entries, 100):
+            self.client.log_batch(self.run_id, tags=batch)
 
-    @_answered
+    @_one_line_errors
     def params(self, params: Mapping[str, Any]) -> None:
         """Log a (nested) config; a parameter that this run already has stays."""
         from mlflow.entities import Param
 
-        known = self.client.get_run(self.run_id).data.params
-        entries = [Param(key, str(value)) for key, value in _flatten(params).items() if key not in known]
-        for some in _batches(entries, 100):
-            self.client.log_batch(self.run_id, params=some)
+        logged = self.client.get_run(self.run_id).data.params
+        entries = [Param(key, str(value)) for key, value in _flatten(params).items() if key not in logged]
+        for batch in _batches(entries, 100):
+            self.client.log_batch(self.run_id, params=batch)
 
     def metrics(self, metrics: Mapping[str, float], images_seen: int = 0) -> None:
         self.history([(int(time.time() * 1000), images_seen, dict(metrics))])
 
-    @_answered
+    @_one_line_errors
     def history(self, reports: Sequence[tuple[int, int, Mapping[str, float]]]) -> None:
         """Log many reports at once: (milliseconds since 1970, images seen, metrics)."""
         from mlflow.entities import Metric
 
         metrics = [Metric(key, value, when, step) for when, step, values in reports for key, value in values.items()]
-        for some in _batches(metrics, 1000):
-            self.client.log_batch(self.run_id, metrics=some)
+        for batch in _batches(metrics, 1000):
+            self.client.log_batch(self.run_id, metrics=batch)
 
-    @_answered
+    @_one_line_errors
     def image(self, path: Path, images_seen: int = 0) -> None:
         """Show a picture in the run's page as part of a series, and keep the file as an artifact."""
         with Image.open(path) as image:
             self.client.log_image(self.run_id, image, key=path.stem, step=images_seen)
         self.client.log_artifact(self.run_id, str(path), artifact_path="grids")
 
-    @_answered
+    @_one_line_errors
     def artifact(self, path: Path) -> None:
         self.client.log_artifact(self.run_id, str(path))
 
-    @_answered
+    @_one_line_errors
     def dataset(self, path: Path | Location, digest: str, context: str) -> None:
-        """Name what the run used or made."""
+        """Name a dataset, or another result of a stage, that the run uses (`context` says as what)."""
         import mlflow
         from mlflow.data.code_dataset_source import CodeDatasetSource
         from mlflow.data.meta_dataset import MetaDataset
@@ -185,7 +186,7 @@ class Tracker:
         source = CodeDatasetSource({"path": str(path)})
         mlflow.log_input(MetaDataset(source, name=path.name, digest=digest), context=context)
 
-    @_answered
+    @_one_line_errors
     def finish(self, status: str = "FINISHED") -> None:
         """End the run: FINISHED, KILLED (stopped on request) or FAILED."""
         import mlflow
@@ -195,9 +196,9 @@ class Tracker:
 
 def _experiment(client: Any, name: str, root: Path | None) -> str:
     """Id of the experiment `name`, made if it is not there."""
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
     # Beside a local database the artifacts belong beside it too, not in the working directory.
     location = (root / "mlartifacts").as_uri() if root else None
     return str(client.create_experiment(name, artifact_location=location))

@@ -1,6 +1,7 @@
-"""The driver's side of a training: reports to the progress log, MLflow and a progress bar; Ctrl-C to the ranks."""
+"""The driver's side of a training: reports go to the progress log, MLflow and a progress bar; Ctrl-C to the ranks."""
 
 import contextlib
+import logging
 import signal
 import threading
 import time
@@ -10,90 +11,103 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train
 from tqdm import tqdm
 
 from glo_core.common.errors import UserError
 from glo_core.common.files import write_bytes
-from glo_core.common.runtime import Metrics
 from pipelines.common.stage import Stage
 from pipelines.train.progress_log import Line, ProgressLog, keep_sending
-from pipelines.train.ray_runtime import Picture
+from pipelines.train.ray_runtime import Picture, Report
+
+log = logging.getLogger("glo.train")
 
 
 @contextmanager
 def stop_on_signals(mailbox: Any) -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM (`ray job stop`) into a wish that the ranks agree on; a second one ends at once."""
-    if threading.current_thread() is not threading.main_thread():
+    """Make Ctrl-C and SIGTERM (`ray job stop`) a request to stop, which the ranks agree on; a second one ends at once.
+
+    Args:
+        mailbox: handle of a `Mailbox` actor.
+    """
+    if threading.current_thread() is not threading.main_thread():  # Python sets handlers on the main thread alone.
         yield
         return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def stop(number: int, _frame: Any) -> None:
-        print("train: stopping with a checkpoint; once more ends at once, without one", flush=True)
+    def restore() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    def stop(_number: int, _frame: Any) -> None:
+        log.info("stopping with a checkpoint; a second signal ends at once, without one")
         mailbox.request_stop.remote()
-        for each in before:
-            signal.signal(each, before[each])
+        restore()
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
+    for number in handlers:
         signal.signal(number, stop)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()
 
 
 @contextmanager
-def drain_reports(mailbox: Any, stage: Stage, target: int) -> Iterator[None]:
-    """Drain the mailbox on a thread, to the progress log and to one progress bar; another thread sends to MLflow."""
-    ended, drained = threading.Event(), threading.Event()
+def drain_reports(mailbox: Any, stage: Stage[Any], target: int) -> Iterator[None]:
+    """Until the block ends, move reports from the mailbox to the progress log, a progress bar and MLflow.
+
+    One thread drains the mailbox every second, another sends the progress log to MLflow, so that reports reach the
+    disk while MLflow does not answer.
+
+    Args:
+        mailbox: handle of a `Mailbox` actor.
+        target: images seen at the end of the progress bar.
+    """
+    block_ended, drained = threading.Event(), threading.Event()
     progress_log = ProgressLog(stage.directory)
 
-    def follow() -> None:
+    def drain() -> None:
         try:
-            drain()
+            with tqdm(total=target, unit="img", desc="train", mininterval=1, unit_scale=True) as bar:
+                last = False
+                while not last:
+                    last = block_ended.wait(1.0)
+                    _drain_once(mailbox, progress_log, bar)
         finally:
             drained.set()
 
-    def drain() -> None:
-        with tqdm(total=target, unit="img", desc="train", mininterval=1, unit_scale=True) as bar:
-            last = False
-            while not last:
-                last = ended.wait(1.0)
-                reports = ray.get(mailbox.take.remote())
-                progress_log.add([{"time_ms": when, "images_seen": seen, **metrics} for when, seen, metrics in reports])
-                for picture in ray.get(mailbox.take_pictures.remote()):
-                    with contextlib.suppress(UserError, OSError):  # A full disk: reports go on without pictures.
-                        progress_log.add([_kept(picture, stage.directory)])
-                for _, seen, metrics in reports:
-                    _show(bar, seen, metrics)
-
     def send() -> None:
-        complaint = keep_sending(progress_log, stage.tracker, drained)
-        if complaint:
-            print(f"train: {complaint}; progress.jsonl has what it missed", flush=True)
+        failure = keep_sending(progress_log, stage.tracker, drained)
+        if failure:
+            log.warning("%s; progress.jsonl has what it missed", failure)
 
-    threads = [threading.Thread(target=work, name=work.__name__, daemon=True) for work in (follow, send)]
+    threads = [threading.Thread(target=work, name=work.__name__, daemon=True) for work in (drain, send)]
     for thread in threads:
         thread.start()
     try:
         yield
     finally:
-        ended.set()
+        block_ended.set()
         for thread in threads:
             thread.join(timeout=60)
 
 
-def _show(bar: Any, images_seen: int, metrics: Metrics) -> None:
-    if "loss" in metrics:
-        bar.set_postfix(loss=f"{metrics['loss']:.4f}", psnr=f"{metrics['train_psnr']:.2f}", refresh=False)
-        bar.update(images_seen - bar.n)
+def _drain_once(mailbox: Any, progress_log: ProgressLog, bar: Any) -> None:
+    reports: list[Report] = ray.get(mailbox.take_reports.remote())
+    progress_log.add(
+        [{"time_ms": report.time_ms, "images_seen": report.images_seen, **report.metrics} for report in reports]
+    )
+    for picture in ray.get(mailbox.take_pictures.remote()):
+        with contextlib.suppress(UserError, OSError):  # A full disk costs the picture, not the reports.
+            progress_log.add([_write_picture(picture, progress_log.run)])
+    for report in reports:
+        if "loss" in report.metrics:
+            loss, psnr = report.metrics["loss"], report.metrics["train_psnr"]
+            bar.set_postfix(loss=f"{loss:.4f}", psnr=f"{psnr:.2f}", refresh=False)
+            bar.update(report.images_seen - bar.n)
 
 
-def _kept(picture: Picture, run: Path) -> Line:
-    """Put a picture below the run's grids; what the progress_log says of it."""
-    images_seen, name, png = picture
-    path = Path("grids") / str(images_seen) / f"{name}.png"
-    write_bytes(run / path, png)
-    return {"time_ms": int(time.time() * 1000), "images_seen": images_seen, "picture": str(path)}
+def _write_picture(picture: Picture, run: Path) -> Line:
+    """Write `<run>/grids/<images seen>/<name>.png`; returns the line of the progress log that names it."""
+    path = Path("grids") / str(picture.images_seen) / f"{picture.name}.png"
+    write_bytes(run / path, picture.png)
+    return {"time_ms": int(time.time() * 1000), "images_seen": picture.images_seen, "picture": str(path)}

@@ -1,39 +1,45 @@
-"""Training: which run, from what, for how long; what the workers do is in `pipelines.workers`."""
+"""Training: which run, from what, for how long; `ray_workers` does the training itself."""
 
+import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from glo_core.checkpoint.layout import DECODER_PARTS, MARK
 from glo_core.checkpoint.reader import Checkpoint
-from glo_core.common.errors import UserError
-from glo_core.common.files import read_json, write_bytes
+from glo_core.common.errors import ConfigError, DatasetError, UserError
+from glo_core.common.files import write_bytes
+from glo_core.common.records import read_record
 from glo_core.data.dataset import Dataset
 from glo_core.data.lanes import num_lanes
 from glo_core.data.lanes import overload as overload_of
 from glo_core.decoder.build import make_decoder
 from glo_core.decoder.config import Shape
 from glo_core.decoder.cost import cost, num_parameters
+from glo_core.evaluation.record import MetricsRecord
 from glo_core.losses.weighted_sum import make_loss
 from glo_core.training.config import TrainConfig
 from glo_core.training.epoch_batches import too_many_workers
 from glo_core.training.restore import require_decoder
 from glo_core.training.schedule import Phase
 from pipelines.common.ray_session import ray_session
+from pipelines.common.records import TrainDone, read_run_record
 from pipelines.common.stage import Input, Stage, identity_of, open_stage, run_id_of
 from pipelines.train.config import TrainJob
 from pipelines.train.phases import complete, next_phase
 from pipelines.train.progress_log import ProgressLog
 from pipelines.train.ray_workers import fit, worker_resources
 
+log = logging.getLogger("glo.train")
 
-def run_training(job: TrainJob) -> dict[str, Any]:
+
+def run_training(job: TrainJob) -> TrainDone:
     """Train, and return what `done.json` holds.
 
     Raises:
         UserError: if the run belongs to another dataset or recipe or is in use, there are more workers than lanes,
             the cluster is too small, or training failed for a reason that the user can mend.
+        SystemExit: of status 130, if training stopped on request before its target, with a checkpoint.
     """
     dataset = Dataset.open(job.dataset)
     job = complete(job, dataset)
@@ -49,132 +55,136 @@ def run_training(job: TrainJob) -> dict[str, Any]:
         root=job.run.parent,
         identity=identity_of(job, TrainConfig),
         inputs=inputs,
+        done_type=TrainDone,
         tracking=job,
     ) as stage:
-        _check(job, dataset)
-        phase, snapshot = next_phase(stage, job, dataset)
-        if phase is None:
-            done = stage.done or {}
-            grown = dataset.digest != stage.record["phases"][-1]["snapshot"]
-            print(
-                f"train: {job.run} has seen {done['images_seen']} images already, nothing to do; "
-                f"--images above that trains on{', also on what the dataset has got since' if grown else ''}. "
-                f"{_figures(done)}",
-                flush=True,
-            )
-            _send_rest(stage, job)
-            return done
-        with ray_session():
-            resources = worker_resources(job)
-            # Before the record says that it is there.
-            decoder = _keep_decoder(warm_start, job.run / "warm_start") if warm_start is not None else None
-            length = {"images": phase.target, "workers": job.workers, "device": job.device}
-            stage.begin({**stage.record["identity"], f"phase.{phase.number}": length})
-            _print_plan(job, dataset, phase)
-            fit(job, stage, phase, snapshot, resources, decoder)
-        position = Checkpoint.latest(job.run).position
-        if position.images_seen < phase.target:
-            print(
-                f"train: stopped at {position.images_seen} of {phase.target} images with a checkpoint; "
-                "the same command goes on",
-                flush=True,
-            )
-            raise SystemExit(130)
-        metrics = read_json(job.run / "metrics" / f"{position.images_seen}.json")
-        figures = {key: metrics[key] for key in ("images_seen", "psnr", "pca_psnr")}
-        stage.finish({**figures, "phase": phase.number, "snapshot": snapshot})
-        print(f"train: done, {job.run} has seen {position.images_seen} images. {_figures(metrics)}", flush=True)
-        return stage.done or {}
+        _require_trainable(job, dataset)
+        phase = next_phase(stage, job, dataset)
+        if phase is not None:
+            done = _train_phase(job, dataset, stage, phase, warm_start)
+        else:
+            assert stage.done is not None
+            done = stage.done
+            more = ", also on images added since" if dataset.digest != done.snapshot else ""
+            log.info("%s is up to date; `images` above %d trains on%s", job.run, done.images_seen, more)
+            _send_rest(stage, done)
+    print(
+        f"train: done, {job.run} has seen {done.images_seen} images. PSNR {done.psnr:.2f} dB; "
+        f"PCA of the same dimension, on the same images: {done.pca_psnr:.2f} dB",
+        flush=True,
+    )
+    return done
 
 
-def _send_rest(stage: Stage, job: TrainJob) -> None:
+def _train_phase(
+    job: TrainJob, dataset: Dataset, stage: Stage[TrainDone], phase: Phase, warm_start: Checkpoint | None
+) -> TrainDone:
+    snapshot = stage.record.phases[-1].snapshot
+    with ray_session():
+        resources = worker_resources(job)
+        # The copy is whole before `run.json` names it.
+        decoder = _copy_decoder(warm_start, job.run / "warm_start") if warm_start is not None else None
+        length = {"images": phase.target, "workers": job.workers, "device": job.device}
+        stage.begin({**stage.record.identity, f"phase.{phase.number}": length})
+        _log_plan(job, dataset, phase)
+        fit(job, stage, phase, snapshot, resources, decoder)
+    seen = Checkpoint.latest(job.run).position.images_seen
+    if seen < phase.target:
+        log.info("stopped at %d of %d images with a checkpoint; the same command resumes", seen, phase.target)
+        raise SystemExit(130)
+    metrics = read_record(job.run / "metrics" / f"{seen}.json", MetricsRecord)
+    done = TrainDone(
+        images_seen=seen, psnr=metrics.psnr, pca_psnr=metrics.pca_psnr, phase=phase.number, snapshot=snapshot
+    )
+    stage.finish(done)
+    return done
+
+
+def _send_rest(stage: Stage[TrainDone], done: TrainDone) -> None:
     """Send what MLflow missed of a finished run."""
-    progress_log, done = ProgressLog(job.run), stage.done
-    if not progress_log.behind or done is None:
+    progress_log = ProgressLog(stage.directory)
+    if not progress_log.behind:
         return
     try:
-        stage.begin(stage.record["identity"])
+        stage.begin(stage.record.identity)
         progress_log.send(stage.tracker)
     except UserError as error:
-        print(f"train: {error}; progress.jsonl has what it missed", flush=True)
-    stage.done = done
+        log.warning("%s; progress.jsonl has what it missed", error)
+    stage.finish(done)
 
 
 def _warm_start(job: TrainJob) -> Checkpoint | None:
-    """The checkpoint whose decoder a run starts from: the newest when it began, of which it keeps a copy."""
+    """The checkpoint of `job.warm_start` whose decoder the run starts from; the run has a copy once it has begun."""
     if job.warm_start is None:
         return None
-    record = job.run / "run.json"
-    began_with = read_json(record)["paths"].get("warm_start") if record.exists() else None
-    kept = job.run / "warm_start"
-    if began_with == str(job.warm_start) and (kept / MARK).exists():
-        return Checkpoint(kept)
+    record, copy = read_run_record(job.run), job.run / "warm_start"
+    if record is not None and record.paths.get("warm_start") == str(job.warm_start) and (copy / MARK).exists():
+        return Checkpoint(copy)
     return Checkpoint.latest(job.warm_start)
 
 
-def _keep_decoder(checkpoint: Checkpoint, directory: Path) -> Path:
-    """Copy a checkpoint's decoder, so that the other run may train on, or go, meanwhile."""
+def _copy_decoder(checkpoint: Checkpoint, directory: Path) -> Path:
+    """Copy a checkpoint's decoder, so that its run may train on, or be deleted, meanwhile."""
     if checkpoint.directory != directory:
-        for name in (*DECODER_PARTS, MARK):  # The mark last.
-            source = checkpoint.directory / MARK if name == MARK else checkpoint.part(name)
-            write_bytes(directory / name, source.read_bytes())
+        for name in DECODER_PARTS:
+            write_bytes(directory / name, checkpoint.part(name).read_bytes())
+        write_bytes(directory / MARK, (checkpoint.directory / MARK).read_bytes())  # Last: it commits the copy.
     return directory
-
-
-def _figures(metrics: dict[str, Any]) -> str:
-    ours, pca = metrics["psnr"], metrics["pca_psnr"]
-    return f"PSNR {ours:.2f} dB; PCA of the same dimension, on the same images: {pca:.2f} dB"
 
 
 def _shape(job: TrainJob, dataset: Dataset) -> Shape:
     return Shape(job.code.dim, dataset.config.resolution, dataset.config.channels)
 
 
-def _check(job: TrainJob, dataset: Dataset) -> None:
-    """Refuse what cannot be trained, before anything records it."""
+def _require_trainable(job: TrainJob, dataset: Dataset) -> None:
+    """Refuse what cannot be trained, before anything records it.
+
+    Raises:
+        DatasetError: if there is no training image.
+        ConfigError: if decoder or loss cannot be built, or there are more workers than lanes.
+    """
     if not dataset.num_train:
-        raise UserError(f"{job.dataset}: has no training image; preprocess a folder that has some")
+        raise DatasetError(f"{job.dataset}: has no training image; preprocess a folder that has some")
     try:
         make_decoder(job.decoder, **_shape(job, dataset)._asdict())
         make_loss(job.loss, job.pyramid, job.perceptual_network, dataset.config.resolution, torch.device("cpu"))
     except ValueError as error:
-        raise UserError(f"{job.dataset}: {error}") from None
+        raise ConfigError(f"{job.dataset}: {error}") from None
     lanes = num_lanes(dataset.config.code_shards, job.batch_size)
     _, most = job.fewest_and_most_workers
     if most > lanes:
-        raise UserError(too_many_workers(most, dataset.config.code_shards, job.batch_size))
+        raise ConfigError(too_many_workers(most, dataset.config.code_shards, job.batch_size))
 
 
-def _print_plan(job: TrainJob, dataset: Dataset, phase: Phase) -> None:
+def _log_plan(job: TrainJob, dataset: Dataset, phase: Phase) -> None:
     config = dataset.config
-    decoder = make_decoder(job.decoder, **_shape(job, dataset)._asdict())
     lanes = num_lanes(config.code_shards, job.batch_size)
+    epochs = phase.target / max(dataset.num_train, 1)
+    log.info(
+        f"{dataset.num_train} images of {config.resolution} px, {config.channels} channel(s); codes of "
+        f"{job.code.dim}; batches of {job.batch_size}; to {phase.target:,} images seen ({epochs:.1f} epochs); "
+        f"{job.workers} worker(s) on {lanes} lanes"
+    )
+    decoder = make_decoder(job.decoder, **_shape(job, dataset)._asdict())
+    log.info("decoder %s %s", job.decoder.kind, _cost(job, decoder))
     _, most = job.fewest_and_most_workers
     overload = overload_of(world_size=most, lanes=lanes)
-    print(
-        f"train: {dataset.num_train} images of {config.resolution} px, {config.channels} channel(s); codes of "
-        f"{job.code.dim}; batches of {job.batch_size}; to {phase.target:,} images seen "
-        f"({phase.target / max(dataset.num_train, 1):.1f} epochs); {job.workers} worker(s) on {lanes} lanes",
-        flush=True,
-    )
-    print(f"train: decoder {job.decoder.kind} {_cost_of(job, decoder)}", flush=True)
     if overload > 1:
-        print(
-            f"train: {lanes} lanes do not divide among {most} workers: the slowest carries "
-            f"{overload:.2f} times an even share",
-            flush=True,
+        log.info(
+            f"{lanes} lanes do not divide among {most} workers: the slowest carries {overload:.2f} times an even share"
         )
 
 
-def _cost_of(job: TrainJob, decoder: torch.nn.Module) -> str:
+def _cost(job: TrainJob, decoder: torch.nn.Module) -> str:
+    """Parameters, operations and memory of a step, in words."""
     parameters = num_parameters(decoder)
-    taken = cost(decoder, job.code.dim)
-    if taken is None:
+    decoding = cost(decoder, job.code.dim)
+    if decoding is None:
         return f"of {parameters:,} parameters; its operations cannot be counted"
-    # A step keeps weights, their gradient, Adam's two moments and their average, and what the backward pass needs.
-    size = 8 if job.precision == "float64" else 4
-    memory = size * (5 * parameters + job.batch_size * taken.activations)
+    # A step holds weights, their gradient, Adam's two moments and the EMA, and what the backward pass needs.
+    item_bytes = 8 if job.precision == "float64" else 4
+    memory = item_bytes * (5 * parameters + job.batch_size * decoding.activations)
     return (
-        f"of {parameters:,} parameters, {taken.flops / 1e6:,.1f} MFLOP to decode an image; about "
+        f"of {parameters:,} parameters, {decoding.flops / 1e6:,.1f} MFLOP to decode an image; about "
         f"{memory / 2**20:,.0f} MiB for a step of {job.batch_size} images"
     )

@@ -1,84 +1,101 @@
-"""What passes between a training's driver and its ranks, by an actor between them.
+"""What passes between a training's driver and its ranks, through an actor.
 
-rank 0 --metrics--> Mailbox (an actor) --> driver
-driver: Ctrl-C --> Mailbox --> rank 0 --> every rank, at the same step
+rank 0: metrics, pictures ---> Mailbox ---> driver
+driver: Ctrl-C ---> Mailbox ---> rank 0 ---> every rank, at the same step
 """
 
 import io
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 import ray.train
 import torch
 from PIL import Image
 
+from glo_core.common.errors import UserError
 from glo_core.common.runtime import Metrics, TorchDistributed
 
-Report = tuple[int, int, Metrics]
-"""Milliseconds since 1970, images seen, metrics."""
+
+class Report(NamedTuple):
+    """Metrics of one moment of a training."""
+
+    time_ms: int
+    """Milliseconds since 1970"""
+    images_seen: int
+    metrics: Metrics
 
 
-Picture = tuple[int, str, bytes]
-"""Images seen, name of the series, a PNG file"""
+class Picture(NamedTuple):
+    """A grid of images that a training shows while it goes on."""
+
+    images_seen: int
+    name: str
+    """Of the series"""
+    png: bytes
+    """The file"""
 
 
 class Mailbox:
-    """An actor between the driver and the ranks: metrics one way, the wish to stop the other."""
+    """An actor between driver and ranks: reports and failures one way, the request to stop the other."""
 
     def __init__(self) -> None:
-        self.reports: list[Report] = []
-        self.pictures: list[Picture] = []
-        self.stop = False
-        self.failed = ""
+        self._reports: list[Report] = []
+        self._pictures: list[Picture] = []
+        self._stop = False
+        self._failure: UserError | None = None
 
-    def put(self, report: Report) -> None:
-        self.reports.append(report)
+    def put_report(self, report: Report) -> None:
+        self._reports.append(report)
 
-    def take(self) -> list[Report]:
-        taken, self.reports = self.reports, []
-        return taken
+    def take_reports(self) -> list[Report]:
+        """Reports since the last call, oldest first."""
+        reports, self._reports = self._reports, []
+        return reports
 
     def put_picture(self, picture: Picture) -> None:
-        self.pictures.append(picture)
+        self._pictures.append(picture)
 
     def take_pictures(self) -> list[Picture]:
-        taken, self.pictures = self.pictures, []
-        return taken
+        """Pictures since the last call, oldest first."""
+        pictures, self._pictures = self._pictures, []
+        return pictures
 
     def request_stop(self) -> None:
-        self.stop = True
+        self._stop = True
 
     def stop_requested(self) -> bool:
-        return self.stop
+        return self._stop
 
-    def fail(self, reason: str) -> None:
-        self.failed = reason
+    def put_failure(self, error: UserError) -> None:
+        self._failure = error
 
-    def failure(self) -> str:
-        """The user's mistake, or the limit, that ended a rank; "" if there is none."""
-        return self.failed
+    def failure(self) -> UserError | None:
+        """The user's error that ended a rank, if one did."""
+        return self._failure
 
 
 class RayRuntime(TorchDistributed):
-    """A rank of Ray Train, in touch with the driver's mailbox."""
+    """A rank of Ray Train, which talks to the driver through a mailbox."""
 
     def __init__(self, device: torch.device, mailbox: Any) -> None:
+        """Run on `device`; `mailbox` is the handle of a `Mailbox` actor."""
         super().__init__(device)
         self.mailbox = mailbox
         self.shows_pictures = True
         self._answer: Any = None
+        """Of the actor to `stop_requested`, while it is on its way"""
 
     def report(self, images_seen: int, metrics: Metrics) -> None:
-        ray.get(self.mailbox.put.remote((int(time.time() * 1000), images_seen, metrics)))
+        ray.get(self.mailbox.put_report.remote(Report(int(time.time() * 1000), images_seen, metrics)))
 
     def picture(self, images_seen: int, name: str, picture: Image.Image) -> None:
         file = io.BytesIO()
         picture.save(file, "PNG")
-        self.mailbox.put_picture.remote((images_seen, name, file.getvalue()))
+        self.mailbox.put_picture.remote(Picture(images_seen, name, file.getvalue()))
 
     def stop_requested(self) -> bool:
-        # Rank 0 asks, and training does not wait for the answer: it is read when it has come.
+        # Rank 0 alone asks the actor. A step never waits for the answer, which is read at a later call.
         if self.rank == 0 and not self.stop:
             if self._answer is None:
                 self._answer = self.mailbox.stop_requested.remote()

@@ -1,6 +1,7 @@
-"""Ray Train: the driver tracks and can ask to stop, workers run `glo_core`'s `train_phase` on their own lanes.
+"""Ray Train: each worker runs `glo_core`'s `train_phase` on its own lanes; the driver tracks it and can stop it.
 
-driver: stage, phase, MLflow  <--- Mailbox (an actor) ---  rank 0: metrics;  Mailbox ---> every rank: stop?
+rank 0: metrics ---> Mailbox (an actor) ---> driver: MLflow
+driver: Ctrl-C ---> Mailbox ---> rank 0 ---> every rank
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,71 +22,103 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from glo_core.common.errors import UserError
+from glo_core.common.errors import ConfigError, UserError
+from glo_core.data.config import Cache
 from glo_core.data.dataset import Dataset
-from glo_core.training.config import TrainConfig
+from glo_core.training.config import Intervals, TrainConfig
 from glo_core.training.loop import train_phase
 from glo_core.training.schedule import Phase
 from pipelines.common.ray_session import num_cpus
+from pipelines.common.records import TrainDone
 from pipelines.common.stage import Stage
 from pipelines.train.config import TrainJob
 from pipelines.train.driver import drain_reports, stop_on_signals
 from pipelines.train.ray_runtime import Mailbox, RayRuntime
 
 
+@dataclass(frozen=True, kw_only=True)
+class WorkerArguments:
+    """What each Ray Train worker is told."""
+
+    config: TrainConfig
+    phase: Phase
+    intervals: Intervals
+    dataset: str
+    """Directory or URI"""
+    snapshot: str
+    """Digest of the snapshot to train on"""
+    run: Path
+    scratch: Path | None
+    cache: Cache
+    warm_start: Path | None
+    """Directory of a checkpoint whose decoder a new run starts from"""
+    mailbox: Any
+    """Handle of a `Mailbox` actor"""
+    threads: int
+    """Of PyTorch, in each worker"""
+
+
 def fit(
-    job: TrainJob, stage: Stage, phase: Phase, snapshot: str, resources: dict[str, float], decoder: Path | None
+    job: TrainJob,
+    stage: Stage[TrainDone],
+    phase: Phase,
+    snapshot: str,
+    resources: dict[str, float],
+    decoder: Path | None,
 ) -> None:
     """Train `phase` on `snapshot` with Ray Train, from the decoder in the directory `decoder` if one is given.
+
+    Args:
+        snapshot: its digest.
+        resources: of each worker, as of `worker_resources`.
 
     Raises:
         UserError: if training failed for a reason that the user can mend.
     """
-    # Beside the driver: it must outlive every other node.
+    # On the driver's node: the actor must outlive every other node.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
-    config = TrainConfig(**{f.name: getattr(job, f.name) for f in dataclasses.fields(TrainConfig)})
-    arguments = {
-        "config": config,
-        "phase": phase,
-        "intervals": job.intervals,
-        "dataset": str(job.dataset),
-        "snapshot": snapshot,
-        "run": str(job.run),
-        "mailbox": mailbox,
-        "scratch": job.scratch,
-        "cache": job.cache,
-        "warm_start": decoder,
-        "threads": max(1, int(resources["CPU"])),
-    }
+    arguments = WorkerArguments(
+        config=TrainConfig(**{field.name: getattr(job, field.name) for field in dataclasses.fields(TrainConfig)}),
+        phase=phase,
+        intervals=job.intervals,
+        dataset=str(job.dataset),
+        snapshot=snapshot,
+        run=job.run,
+        scratch=job.scratch,
+        cache=job.cache,
+        warm_start=decoder,
+        mailbox=mailbox,
+        threads=max(1, int(resources["CPU"])),
+    )
+    with stop_on_signals(mailbox), drain_reports(mailbox, stage, phase.target):
+        _run_trainer(job, f"phase-{phase.number}", arguments, resources)
+        failure: UserError | None = ray.get(mailbox.failure.remote())
+        if failure is not None:
+            raise failure
+
+
+def _run_trainer(job: TrainJob, name: str, arguments: WorkerArguments, resources: dict[str, float]) -> None:
     fewest, most = job.fewest_and_most_workers
-    workers: Any = fewest if fewest == most else (fewest, most)  # Ray's annotation knows no range.
-    # Ray Train wants a place of its own, and is never the keeper of a checkpoint.
-    scratch = job.run / "ray"
+    workers: Any = fewest if fewest == most else (fewest, most)  # Ray's annotation lacks the range.
+    # Ray Train needs a directory of its own, although it stores no checkpoint.
+    storage = job.run / "ray"
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config=arguments,
-        scaling_config=ScalingConfig(
-            num_workers=workers,
-            use_gpu="GPU" in resources,
-            resources_per_worker=resources,
-        ),
+        train_loop_config={"arguments": arguments},
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu="GPU" in resources, resources_per_worker=resources),
         run_config=RunConfig(
-            name=f"phase-{phase.number}-{uuid.uuid4().hex[:8]}",
-            storage_path=str(scratch),
+            name=f"{name}-{uuid.uuid4().hex[:8]}",
+            storage_path=str(storage),
             failure_config=FailureConfig(max_failures=job.max_failures),
         ),
     )
-    with stop_on_signals(mailbox), drain_reports(mailbox, stage, phase.target):
-        try:
-            _off_main_thread(trainer.fit)
-        except ray.train.TrainingFailedError as error:
-            raise _reason(error) from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        failure = ray.get(mailbox.failure.remote())
-        if failure:
-            raise UserError(failure)
+    try:
+        _off_main_thread(trainer.fit)
+    except ray.train.TrainingFailedError as error:
+        raise _reason(error) from error
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
 
 
 def _off_main_thread(fit: Callable[[], Any]) -> None:
@@ -102,16 +136,20 @@ def _off_main_thread(fit: Callable[[], Any]) -> None:
 
 
 def worker_resources(job: TrainJob) -> dict[str, float]:
-    """An even share of the cluster's CPUs, and a GPU where the job wants one."""
+    """CPUs and GPUs of each worker: an even share of the cluster's CPUs, and a GPU where the job wants one.
+
+    Raises:
+        ConfigError: if the cluster has fewer GPUs than the job needs.
+    """
     fewest, most = job.fewest_and_most_workers
     gpus = int(ray.cluster_resources().get("GPU", 0))
     use_gpu = job.device == "gpu" or (job.device == "auto" and gpus >= fewest and gpus > 0)
     if use_gpu and gpus < fewest:
-        raise UserError(
-            f"device=gpu with workers={job.workers} needs as many GPUs, and the cluster has {gpus}; "
-            "use fewer workers, or device=cpu"
+        raise ConfigError(
+            f"`device` (=gpu) with `workers` (={job.workers}) needs {fewest} GPU(s), and the cluster has {gpus}; "
+            "use fewer workers, or the device cpu"
         )
-    # Of a range, as many as there are nodes or GPUs now share the CPUs.
+    # Of a range of workers, as many as there are nodes or GPUs now will share the CPUs.
     nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
     expected = min(most, max(fewest, gpus if use_gpu else nodes))
     share = job.cpus_per_worker or num_cpus() / expected
@@ -119,29 +157,33 @@ def worker_resources(job: TrainJob) -> dict[str, float]:
     return cpus | ({"GPU": 1.0} if use_gpu else {})
 
 
-def train_worker(arguments: dict[str, Any]) -> None:
-    """What each Ray Train worker runs."""
-    mailbox = arguments["mailbox"]
-    if ray.get(mailbox.failure.remote()):
-        return  # Ray Train starts workers again after any error; one of the user's would only come back.
-    # Ray sets OMP_NUM_THREADS=1, which would leave most of a worker's share idle.
-    torch.set_num_threads(arguments["threads"])
-    runtime = RayRuntime(ray.train.torch.get_device(), mailbox)
+def train_worker(loop_config: dict[str, WorkerArguments]) -> None:
+    """What each Ray Train worker runs.
+
+    Args:
+        loop_config: has the `arguments`.
+    """
+    arguments = loop_config["arguments"]
+    if ray.get(arguments.mailbox.failure.remote()):
+        return  # Ray Train starts workers again after any error; a user's error would only come back.
+    # Ray sets OMP_NUM_THREADS=1, which would leave most of a worker's CPUs idle.
+    torch.set_num_threads(arguments.threads)
+    runtime = RayRuntime(ray.train.torch.get_device(), arguments.mailbox)
     try:
-        dataset = Dataset.open(arguments["dataset"]).at(arguments["snapshot"])
+        dataset = Dataset.open(arguments.dataset).at(arguments.snapshot)
         train_phase(
-            arguments["config"],
+            arguments.config,
             dataset.images(()),  # No shard yet: the loop selects its own.
-            arguments["phase"],
+            arguments.phase,
             runtime=runtime,
-            run=Path(arguments["run"]),
-            intervals=arguments["intervals"],
-            scratch=arguments["scratch"],
-            cache=arguments["cache"],
-            warm_start=arguments["warm_start"],
+            run=arguments.run,
+            intervals=arguments.intervals,
+            scratch=arguments.scratch,
+            cache=arguments.cache,
+            warm_start=arguments.warm_start,
         )
     except UserError as error:
-        ray.get(mailbox.fail.remote(str(error)))
+        ray.get(arguments.mailbox.put_failure.remote(error))
         raise  # Ends the other workers, which wait for this one.
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -22,9 +23,11 @@ import jobs.pipeline
 import jobs.train
 from glo_core import UserError
 from glo_core.common.file_lock import file_lock
+from glo_core.common.records import read_record
 from glo_core.data.dataset import Dataset
 from glo_core.evaluation.pca_baseline import PcaBaseline
 from jobs.cli import parse
+from pipelines.common.records import PipelineMetrics
 from pipelines.config import EvaluateJob
 from pipelines.evaluate import evaluate
 from pipelines.train.config import TrainJob
@@ -90,7 +93,7 @@ def test_a_submitted_pipeline_succeeds_and_its_log_shows_progress(submitted: Sub
     assert "succeeded" in log
     assert "train: 100%" in log.replace("|", " ")
     keys = {"images_seen", "psnr", "pca_psnr", "train", "held_out"}
-    assert json.loads((root / "metrics.json").read_text()).keys() == keys
+    assert json.loads((root / "metrics.json").read_text()).keys() == keys | {"format", "format_version"}
     kinds = ("diagonal", "full", "unit")
     of_prior = [f"{what}-{kind}.png" for what in ("neighbors", "samples") for kind in kinds]
     grids = sorted(path.name for path in (root / "run" / "grids" / "1958").glob("*.png"))
@@ -158,16 +161,17 @@ def test_its_evaluation_measures_both_kinds_of_images(submitted: Submitted, mlfl
 
 
 def test_a_finished_evaluation_is_not_done_again_and_remembers_how_it_was_done(
-    submitted: Submitted, capsys: pytest.CaptureFixture[str]
+    submitted: Submitted, caplog: pytest.LogCaptureFixture
 ) -> None:
     def again(*flags: str) -> EvaluateJob:
         line = ["--run", str(submitted.root / "run"), *flags]
         return parse("evaluate", EvaluateJob, argv=line, saved_config=jobs.evaluate.saved_config)
 
     assert again().steps == 20  # As the recipe said.
-    done = evaluate(again())
-    assert "is up to date" in capsys.readouterr().out
-    assert done["held_out"] == json.loads((submitted.root / "metrics.json").read_text())["held_out"]
+    with caplog.at_level(logging.INFO, "glo"):
+        done = evaluate(again())
+    assert "is up to date" in caplog.text
+    assert done.held_out == read_record(submitted.root / "metrics.json", PipelineMetrics).held_out
     with pytest.raises(UserError, match=r"was made with another recipe \(steps: 20 -> 30\)"):
         evaluate(again("--steps", "30"))
     whole = jobs.pipeline.saved_config({"root": str(submitted.root)})
@@ -183,7 +187,7 @@ def refused(job: TrainJob) -> str:
 
 
 def test_a_finished_run_is_not_done_again_and_refuses_what_is_not_its_own(
-    submitted: Submitted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    submitted: Submitted, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     dataset, run = submitted.root / "dataset", submitted.root / "run"
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
@@ -192,8 +196,9 @@ def test_a_finished_run_is_not_done_again_and_refuses_what_is_not_its_own(
         line = ["--dataset", dataset, "--run", run, "--images", 1958, *flags]
         return parse("train", TrainJob, argv=list(map(str, line)), saved_config=jobs.train.saved_config)
 
-    assert run_training(again())["images_seen"] == 1958
-    assert "has seen 1958 images already, nothing to do" in capsys.readouterr().out
+    with caplog.at_level(logging.INFO, "glo"):
+        assert run_training(again()).images_seen == 1958
+    assert "is up to date; `images` above 1958 trains on" in caplog.text
     changed = refused(again("--code.dim", 9, "--seed", 1))
     assert "was made with another recipe (code.dim: 4 -> 9; seed: 0 -> 1)" in changed
     assert "workers=40 is more than the 32 lanes of code_shards=32" in refused(again("--workers", 40))

@@ -1,12 +1,13 @@
 """Evaluation of a run that was stopped, on a dataset that holds nothing out."""
 
-import json
+import logging
 from pathlib import Path
 
 import pytest
 
 import glo_core as glo
-from glo_core.common.files import write_json
+from glo_core.common.records import read_record, write_record
+from pipelines.common.records import EvaluateDone, RunRecord
 from pipelines.config import EvaluateJob
 from pipelines.evaluate import evaluate
 from pipelines.preprocess.config import PreprocessJob
@@ -17,7 +18,7 @@ from tests.helpers.write_images import write_images
 
 @pytest.mark.usefixtures("session")
 def test_a_stopped_run_on_a_dataset_without_holdout_is_measured_on_its_training_images(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_images(tmp_path / "images", 40, seed=9)
     preprocess(PreprocessJob(input=(tmp_path / "images",), dataset=tmp_path / "dataset", resolution=16, channels=1))
@@ -25,15 +26,19 @@ def test_a_stopped_run_on_a_dataset_without_holdout_is_measured_on_its_training_
     config = glo.TrainConfig(batch_size=16, code=glo.CodeConfig(dim=3), decoder=glo.DecoderConfig(filters=(8, 4)))
     stopped = glo.train_phase(config, dataset.images(), glo.Phase(target=10**6), run=run, runtime=Impatient(after=4))
     assert not stopped.finished
-    write_json(run / "run.json", {"paths": {"dataset": str(tmp_path / "dataset")}})
+    paths = {"dataset": str(tmp_path / "dataset")}
+    write_record(run / "run.json", RunRecord(stage="train", identity={}, inputs={}, paths=paths, versions={}))
     # Neither the PCA that the end of a training keeps, nor its start.
     assert not (run / "metrics").exists()
     (run / "pca_init.safetensors").unlink()
-    figures = evaluate(EvaluateJob(run=run))
-    assert "the dataset holds no image out; jobs/preprocess.py --holdout 0.1 makes one" in capsys.readouterr().out
-    assert "held_out" not in figures
-    assert figures["train"]["glo"]["images"] == 40
+    with caplog.at_level(logging.INFO, "glo"):
+        done = evaluate(EvaluateJob(run=run))
+    assert "the dataset holds no image out; jobs/preprocess.py --holdout 0.1 makes one" in caplog.text
+    assert done.held_out is None
+    assert done.train.glo.images == 40
     whole = glo.train_phase(config, dataset.images(), glo.Phase(target=16)).metrics
-    assert figures["train"]["pca"]["psnr"] == pytest.approx(whole["pca_psnr"], abs=1e-3)
+    assert done.train.pca.psnr == pytest.approx(whole["pca_psnr"], abs=1e-3)
+    assert f"{done.train.glo.psnr:.2f} dB" in capsys.readouterr().out
     seen = stopped.position.images_seen
-    assert json.loads((run / "evaluation" / str(seen) / "done.json").read_text())["images_seen"] == seen
+    assert done.images_seen == seen
+    assert read_record(run / "evaluation" / str(seen) / "done.json", EvaluateDone) == done

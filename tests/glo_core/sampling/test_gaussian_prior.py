@@ -1,9 +1,11 @@
 import functools
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from glo_core.common.errors import CheckpointError
 from glo_core.sampling.gaussian_prior import GaussianPrior, Moments
 
 
@@ -44,3 +46,22 @@ def test_a_prior_survives_the_disk(codes: np.ndarray, tmp_path: Path) -> None:
     again = GaussianPrior.load(tmp_path)
     assert (again.kind, again.projection) == ("diagonal", "ball")
     np.testing.assert_array_equal(again.factor, prior.factor)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"format": "glo-run"}, "format='glo-run', where 'glo-prior' is needed"),
+        ({"format_version": "2"}, "format_version='2' must be a whole number"),
+        ({"kind": "round"}, 'kind="round": must be unit, or diagonal, or full; the file is damaged'),
+        ({"projection": None}, "projection=null: must be sphere, or ball; the file is damaged"),
+    ],
+)
+def test_a_record_that_cannot_be_read_is_one_line(
+    codes: np.ndarray, tmp_path: Path, changes: dict[str, object], reason: str
+) -> None:
+    GaussianPrior.fit("diagonal", Moments.of(codes), "ball").save(tmp_path)
+    path = tmp_path / "prior.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(CheckpointError, match=f"^{path}: {reason}"):
+        GaussianPrior.load(tmp_path)

@@ -1,6 +1,5 @@
 """How long a training is to be where nobody said it: for a new run, an interrupted one, one whose dataset has grown."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,9 +8,12 @@ import pytest
 import torch
 
 import glo_core as glo
+from glo_core.common.errors import ConfigError
+from glo_core.common.records import write_record
+from pipelines.common.records import PhaseRecord, RunRecord, TrainDone
 from pipelines.train import phases
 from pipelines.train.config import TrainJob
-from pipelines.train.job import _check
+from pipelines.train.job import _require_trainable
 from pipelines.train.phases import complete, next_phase
 
 
@@ -26,11 +28,19 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def target(run: Path, *, digest: str = "old", finished: bool, begun: int = 96, images: int = 0) -> int | None:
-    record = {"phases": [{"start": 0, "target": begun, "snapshot": "old"}]}
-    stage: Any = SimpleNamespace(record=record, done={"phase": 0} if finished else None)
+    phases = (PhaseRecord(start=0, target=begun, snapshot="old"),)
+    record = RunRecord(stage="train", identity={}, inputs={}, paths={}, versions={}, phases=phases)
+    done = TrainDone(images_seen=96, psnr=20.0, pca_psnr=20.0, phase=0, snapshot="old")
+    stage: Any = SimpleNamespace(record=record, done=done if finished else None)
     dataset: Any = SimpleNamespace(num_train=50, digest=digest, at=lambda _: None)
-    phase, _ = next_phase(stage, TrainJob(dataset="/d", run=run, images=images), dataset)
-    return phase and phase.target
+    phase = next_phase(stage, TrainJob(dataset="/d", run=run, images=images), dataset)
+    if phase is None:
+        assert stage.record == record
+        return None
+    # The last phase of the record is the one to train.
+    last = stage.record.phases[-1]
+    assert (phase.number, phase.start, phase.target) == (len(stage.record.phases) - 1, last.start, last.target)
+    return phase.target
 
 
 def test_a_finished_run_on_the_same_images_has_nothing_to_do(run: Path) -> None:
@@ -55,9 +65,16 @@ def test_what_is_asked_for_wins(run: Path) -> None:
     assert target(run, digest="new", finished=True, images=1000) == 1000
 
 
+def test_an_interrupted_run_refuses_a_target_that_it_has_passed(run: Path) -> None:
+    line = r"`images` \(=90\) must be above the 96 images that .* has seen, or be 777, where its phase ends"
+    with pytest.raises(ConfigError, match=line):
+        target(run, finished=False, begun=777, images=90)
+
+
 def test_the_rules_choice_stays_when_the_dataset_grows(tmp_path: Path) -> None:
     identity = {"batch_size": 16, "code": {"dim": 24}, "decoder": {"filters": [32, 16, 8, 8]}}
-    (tmp_path / "run.json").write_text(json.dumps({"identity": identity}))
+    record = RunRecord(stage="train", identity=identity, inputs={}, paths={}, versions={})
+    write_record(tmp_path / "run.json", record)
     dataset: Any = SimpleNamespace(num_train=10**6, config=SimpleNamespace(resolution=64))
     job = complete(TrainJob(dataset="/d", run=tmp_path), dataset)
     assert (job.batch_size, job.code.dim, job.decoder.filters) == (16, 24, (32, 16, 8, 8))
@@ -85,5 +102,5 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_recorded(
     dataset: Any = SimpleNamespace(num_train=images, config=config)
     job = TrainJob(dataset="/d", run="/r", batch_size=16, code=glo.CodeConfig(dim=3), **changes)
     with pytest.raises(glo.UserError) as caught:
-        _check(job, dataset)
+        _require_trainable(job, dataset)
     assert str(caught.value).startswith(line)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from glo_core import UserError
+from glo_core.common.errors import CheckpointError
 from pipelines.common.tracking import Tracker
 from pipelines.train.progress_log import ProgressLog, keep_sending
 
@@ -30,6 +31,13 @@ class Store:
 
     def image(self, path: Path, images_seen: int) -> None:
         self.taken.append(path.name)
+
+
+def lines(run: Path) -> list[int]:
+    """Images seen of each line of `progress.jsonl`, as another program reads it."""
+    head, *lines = map(json.loads, (run / "progress.jsonl").open())
+    assert head == {"format": "glo-progress", "format_version": 1}
+    return [line["images_seen"] for line in lines]
 
 
 def line(images_seen: int) -> dict[str, Any]:
@@ -70,7 +78,7 @@ def test_half_a_line_of_a_killed_process_is_dropped(tmp_path: Path, store: Any) 
     progress_log.add([line(2)])
     progress_log.send(store)
     assert store.taken == [1, 2]
-    assert [json.loads(each)["images_seen"] for each in (tmp_path / "progress.jsonl").open()] == [1, 2]
+    assert lines(tmp_path) == [1, 2]
 
 
 def test_lines_that_a_full_disk_refuses_wait_for_room(tmp_path: Path) -> None:
@@ -84,9 +92,9 @@ def test_lines_that_a_full_disk_refuses_wait_for_room(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, before)
-    assert [json.loads(each)["images_seen"] for each in (tmp_path / "progress.jsonl").open()] == [1]
+    assert lines(tmp_path) == [1]
     progress_log.add([line(3)])
-    assert [json.loads(each)["images_seen"] for each in (tmp_path / "progress.jsonl").open()] == [1, 2, 3]
+    assert lines(tmp_path) == [1, 2, 3]
 
 
 def test_sending_goes_on_through_an_absence_and_the_last_word_is_the_last_try(tmp_path: Path, store: Any) -> None:
@@ -105,6 +113,32 @@ def test_sending_goes_on_through_an_absence_and_the_last_word_is_the_last_try(tm
     assert keep_sending(progress_log, store, ended) == "MLflow: nobody there"
 
 
-def test_a_tracker_is_what_a_ledger_needs(tmp_path: Path) -> None:
-    """The stand-in above has the methods of the real one."""
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        ('{"time_ms": 1, "images_seen": 1, "loss": 0.5}', "is of a format from before the first release; train anew"),
+        ('{"format": "glo-progress", "format_version": 2}', r"format_version=2 is newer than this program reads \(1\)"),
+    ],
+)
+def test_a_log_of_another_format_is_refused_in_one_line(tmp_path: Path, head: str, reason: str) -> None:
+    (tmp_path / "progress.jsonl").write_text(head + "\n")
+    with pytest.raises(CheckpointError, match=f"^{tmp_path}/progress.jsonl: {reason}"):
+        ProgressLog(tmp_path)
+    assert (tmp_path / "progress.jsonl").read_text() == head + "\n"
+
+
+def test_a_line_that_is_being_written_is_sent_once_it_is_whole(tmp_path: Path, store: Any) -> None:
+    progress_log = ProgressLog(tmp_path)
+    progress_log.add([line(1)])
+    data = json.dumps(line(2)) + "\n"
+    with (tmp_path / "progress.jsonl").open("a") as file:
+        file.write(data[:10])
+        file.flush()
+        progress_log.send(store)
+        file.write(data[10:])
+    progress_log.send(store)
+    assert store.taken == [1, 2]
+
+
+def test_the_store_of_these_tests_has_the_methods_of_a_tracker() -> None:
     assert all(hasattr(Tracker, name) for name in ("history", "image"))

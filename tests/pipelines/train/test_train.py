@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from glo_core import Checkpoint, UserError
 from glo_core.checkpoint.layout import committed_checkpoints
@@ -74,7 +76,11 @@ class Training:
     def start(self) -> None:
         environment = os.environ | {"RAY_ADDRESS": self.head.address}
         self.driver = subprocess.Popen(
-            [*self.command, *map(str, FLAGS)], env=environment, stdout=subprocess.PIPE, text=True
+            [*self.command, *map(str, FLAGS)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
 
     def seen(self) -> int:
@@ -131,13 +137,25 @@ def test_killed_stopped_and_started_again_ends_bitwise_undisturbed(
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(dataset: Path, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    # One checkpoint of this decoder takes 27 MB.
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", small], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", small], capture_output=True).returncode:
         pytest.skip("mounting a small file system to fill needs root")
     try:
+        run, tracking = small / "run", ("--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db")
+        trained(dataset, run, *tracking, "--images", 2000)
+        (first,) = committed_checkpoints(run)
+        size = sum(path.stat().st_size for path in first.rglob("*"))
+        # Another user's file leaves room for half of a second checkpoint.
+        other = small / "other"
+        with other.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(small).free - size // 2)
         with pytest.raises(UserError, match=r"checkpoints/.*: no space left on device; free some") as caught:
-            trained(dataset, small / "run", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db")
+            trained(dataset, run, *tracking)
         assert "\n" not in str(caught.value)
-        assert Checkpoint.latest(small / "run").decoder().code_dim == 8
+        assert committed_checkpoints(run) == [first]
+        _, codes = Checkpoint(first).codes()
+        assert Checkpoint(first).decoder()(torch.from_numpy(codes[:2])).shape == (2, 1, 16, 16)
+        other.unlink()
+        trained(dataset, run, *tracking)
+        assert Checkpoint.latest(run).position.images_seen >= 16_000
     finally:
         subprocess.run(["umount", small], check=True)

@@ -1,91 +1,40 @@
-"""The records of a run that `glo.train` keeps: its recipe, its phases, and its figures.
+"""The phases of a run that `glo.train` keeps, and the recipe that they share.
 
 run.json (recipe, phases) -> training -> checkpoints/<images seen>/ -> metrics/<images seen>.json
 """
 
 import dataclasses
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from glo_core.common.errors import CheckpointError, UserError
-from glo_core.common.files import differences, read_json
-from glo_core.common.records import Record, parse_record, parse_value
+from glo_core.checkpoint.run_record import RUN_FILE, PhaseRecord, RunRecord, read_run_record
+from glo_core.common.errors import CheckpointError
+from glo_core.common.files import differences
+from glo_core.common.records import parse_value
 from glo_core.training.auto_config import images_to_see
 from glo_core.training.config import TrainConfig
 
 
-@dataclass(frozen=True, kw_only=True)
-class PhaseRecord:
-    """One training of a run to a target."""
-
-    start: int
-    """Images seen at its start"""
-    target: int
-    """Images seen at its end"""
-    snapshot: str
-    """Digest of the images that it trains on"""
-    images: int
-    """Their number"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunRecord(Record):
-    """What `run.json` of a run by `glo.train` holds."""
-
-    format: ClassVar[str] = "glo-run"
-    error: ClassVar[type[UserError]] = CheckpointError
-    anew: ClassVar[str] = "train anew into another directory"
-
-    identity: dict[str, Any]
-    """The recipe: every setting that decides the result"""
-    paths: dict[str, str]
-    """`dataset`, if the run was trained on one"""
-    phases: tuple[PhaseRecord, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetricsRecord(Record):
-    """What `metrics/<images seen>.json` holds, over the training images at the end of a phase."""
-
-    format: ClassVar[str] = "glo-training-metrics"
-    error: ClassVar[type[UserError]] = CheckpointError
-    anew: ClassVar[str] = "train on, and it is written anew"
-
-    images_seen: int
-    psnr: float
-    """In dB, of the EMA decoder at the learned codes"""
-    pca_psnr: float
-    """In dB, of principal components, as many as a code has dimensions"""
-
-
-def metrics_path(run: Path, images_seen: int) -> Path:
-    return run / "metrics" / f"{images_seen}.json"
-
-
-def read_run(run: Path) -> RunRecord | None:
-    """The record of `run`; None if the directory holds nothing yet.
+def read_training(run: Path) -> RunRecord | None:
+    """The record of the training `run`; None if the directory holds nothing yet.
 
     Raises:
-        CheckpointError: if the record is damaged, or of a run that `glo.train` did not make.
+        CheckpointError: if the record is missing beside checkpoints, damaged, or of another stage.
     """
-    path = run / "run.json"
-    if not path.exists():
-        if (run / "checkpoints").exists():
-            raise CheckpointError(f"{run}: has checkpoints and no run.json; train into another directory")
-        return None
-    values = read_json(path)
-    if values.get("format") != RunRecord.format:
-        raise CheckpointError(f"{run}: was not made by glo.train; go on with jobs/train.py --run {run}")
-    return parse_record(values, RunRecord, path)
+    record = read_run_record(run)
+    if record is None and (run / "checkpoints").exists():
+        raise CheckpointError(f"{run}: has checkpoints and no {RUN_FILE}; train into another directory")
+    if record is not None and record.stage != "train":
+        raise CheckpointError(f"{run}: holds the outcome of {record.stage}, not of a training; give another directory")
+    return record
 
 
 def identity_of(config: Any, decoder: object | None, loss: object | None) -> dict[str, Any]:
     """Every setting of `config` as JSON has it, and the names of a decoder and a loss that are objects."""
     identity: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     names = {key: _name(value) for key, value in (("decoder", decoder), ("loss", loss)) if value is not None}
-    return {**identity, "objects": names}
+    return identity | ({"objects": names} if names else {})
 
 
 def _name(value: Any) -> str:
