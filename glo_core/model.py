@@ -229,11 +229,11 @@ class Model:
             return GaussianPrior.load(fitted)
         if kind in get_args(Kind):
             return GaussianPrior.fit(kind, Moments.of(self._codes[1]), self.projection)  # type: ignore[arg-type]
-        others = sorted(path.parent for path in (self._run / "prior").glob(f"*/{kind}/prior.json")) if self._run else []
-        elsewhere = f"; {others[-1]} has one, of another checkpoint" if others else ""
+        others = sorted((self._run / "prior").glob(f"*/{kind}/prior.json"), key=os.path.getmtime) if self._run else []
+        elsewhere = f"; the checkpoint at {others[-1].parts[-3]} images has one" if others else ""
         raise UserError(
-            f"prior={kind}: none of this name is fitted to the checkpoint at {self.images_seen} images{elsewhere}; "
-            f"take {', '.join(get_args(Kind))}, or run jobs/fit_prior.py"
+            f"prior={kind}: the checkpoint at {self.images_seen} images has no prior of this name{elsewhere}; take "
+            f"{', '.join(get_args(Kind))}, or run jobs/fit_prior.py"
         )
 
     @functools.cached_property

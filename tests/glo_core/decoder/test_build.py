@@ -163,7 +163,9 @@ def test_a_decoder_of_the_users_trains_is_kept_and_comes_back(tmp_path: Path) ->
     trained = glo.train_phase(config, images, glo.Phase(target=96), run=tmp_path)
     assert isinstance(trained.decoder.norm, MaskedBatchNorm)
     assert trained.decoder.calls >= 6  # Buffers follow the decoder that trains.
-    again = glo.Checkpoint.latest(tmp_path).decoder()
+    with pytest.raises(glo.CheckpointError, match="imported only if your own command names it"):
+        glo.Checkpoint.latest(tmp_path).decoder()
+    again = glo.Checkpoint.latest(tmp_path).decoder(allow_kind="my_decoders:Mine")
     codes = trained.table.codes()
     torch.testing.assert_close(again(codes), trained.decoder(codes), rtol=0, atol=0)
 
