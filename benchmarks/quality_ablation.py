@@ -101,7 +101,7 @@ def timed_training(config: glo.TrainConfig, images: BlockImages, images_to_see: 
     ends: list[float] = []
     runtime = SingleProcess(on_report=lambda _, found: ends.append(time.perf_counter()) if "loss" in found else None)
     since = time.perf_counter()
-    trained = glo.train(config, images, glo.Phase(target=images_to_see), runtime=runtime)
+    trained = glo.train_phase(config, images, glo.Phase(target=images_to_see), runtime=runtime)
     return trained, ends[-1] - since
 
 
@@ -214,7 +214,7 @@ def main() -> None:
     known = {line["key"]: line for line in lines}
     # The first steps of a process choose kernels and allocate: they are no variant's.
     warm = resolve_defaults(BASE, dataset.num_train, dataset.config.resolution)
-    glo.train(warm, dataset.images(), glo.Phase(target=10 * warm.batch_size))
+    glo.train_phase(warm, dataset.images(), glo.Phase(target=10 * warm.batch_size))
     results: Results = {}
     for seed in options.seeds:
         for group, value, changes in variants():

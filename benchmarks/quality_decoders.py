@@ -32,7 +32,7 @@ def speed(config: ResolvedTrainConfig, dataset: glo.Dataset) -> float:
     """Images/s of the loop after its first steps."""
     rates: list[float] = []
     runtime = glo.SingleProcess(on_report=lambda _, metrics: rates.append(metrics.get("images_per_s", 0.0)))
-    glo.train(
+    glo.train_phase(
         config,
         dataset.images(),
         glo.Phase(target=TRIAL_STEPS * config.batch_size),

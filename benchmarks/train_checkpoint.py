@@ -50,7 +50,7 @@ def main() -> None:
     intervals = glo.Intervals(report=batch * every, checkpoint=batch * options.steps)
     with tempfile.TemporaryDirectory(dir=options.run) as scratch:
         with contextlib.suppress(EnoughError):
-            glo.train(
+            glo.train_phase(
                 config,
                 MadeUpImages(options.rows),
                 glo.Phase(target=10**12),

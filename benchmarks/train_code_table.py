@@ -102,7 +102,9 @@ def sample(rows: int, window: int, trivial: bool, steps: int, scratch: str, thre
     since = time.perf_counter()
     runtime = glo.SingleProcess(on_report=on_report)
     with contextlib.suppress(EnoughError):
-        glo.train(config, images, glo.Phase(target=10**9), runtime=runtime, intervals=intervals, scratch=Path(scratch))
+        glo.train_phase(
+            config, images, glo.Phase(target=10**9), runtime=runtime, intervals=intervals, scratch=Path(scratch)
+        )
     return {
         "seconds_per_image": 1 / statistics.median(rates[2:]),
         "memory_gib": max(held) - before,

@@ -71,7 +71,7 @@ def loop_side(config: ResolvedTrainConfig, images: BlockImages, target: int, dev
 
     intervals = glo.Intervals(report=10 * config.batch_size, checkpoint=10**12)
     runtime = glo.SingleProcess(device, on_report=on_report)
-    glo.train(config, images, glo.Phase(target=target), runtime=runtime, intervals=intervals)
+    glo.train_phase(config, images, glo.Phase(target=target), runtime=runtime, intervals=intervals)
     return statistics.median(rates[1:])
 
 

@@ -48,7 +48,7 @@ def work(rank: int, size: int, port: int, options: argparse.Namespace, batch_siz
         code=glo.CodeConfig(dim=options.code_dim, init="random"),
         decoder=glo.DecoderConfig(kind=options.decoder),
     )
-    glo.train(
+    glo.train_phase(
         config,
         glo.TensorImages(images),
         glo.Phase(target=options.steps * batch_size),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from glo_core.checkpoint.run_record import without_imports
 from glo_core.dataset_format.snapshots import read_dataset
 from jobs.cli import main
 from pipelines.common.records import read_run_record
@@ -9,9 +10,9 @@ from pipelines.train.config import TrainJob
 
 
 def saved_config(values: dict[str, Any]) -> dict[str, Any]:
-    """The recipe of the run, if it is there already."""
+    """The recipe of the run, if it is there already; what it names to import, the command must name again."""
     record = read_run_record(values["run"]) if "run" in values else None
-    return {**record.identity, "warm_start": record.paths.get("warm_start")} if record else {}
+    return {**without_imports(record.identity), "warm_start": record.paths.get("warm_start")} if record else {}
 
 
 def run(job: TrainJob) -> None:

@@ -41,6 +41,8 @@ class RenderJob(RenderConfig, TrackingConfig):
 
     run: Annotated[Path, MustExist]
     """Directory of the run"""
+    decoder_kind: OffText = None
+    """Class of a decoder of your own, package.module:Class, as `decoder.kind` named it in training"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,8 @@ class EvaluateJob(EvaluateConfig, TrackingConfig):
 
     run: Annotated[Path, MustExist]
     """Directory of the run"""
+    decoder_kind: OffText = None
+    """Class of a decoder of your own, package.module:Class, as `decoder.kind` named it in training"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,9 +27,8 @@ from glo_core.common.files import atomic_write
 from glo_core.common.memory import keep_freed_memory
 from glo_core.common.runtime import SingleProcess
 from glo_core.data.dataset import BlockImages, Dataset
-from glo_core.decoder.cost import cost
 from glo_core.evaluation.config import InvertConfig
-from glo_core.evaluation.inversion import Inverter
+from glo_core.evaluation.inversion import Inverter, images_at_once
 from glo_core.evaluation.metrics import ReconstructionSums, reconstruction_quality
 from glo_core.evaluation.pca_baseline import PcaBaseline
 from glo_core.sampling.generate import decode_codes
@@ -44,9 +43,7 @@ EVALUATE = FollowUp("evaluate", folder="evaluation", config_type=EvaluateConfig,
 log = logging.getLogger("glo.evaluate")
 
 _CHUNK = 256
-"""Images that a task decodes at once, and inverts at most"""
-_ACTIVATIONS = 1 << 27
-"""Values that inverting a chunk may hold for the backward pass: half a GiB"""
+"""Images that a task decodes at once"""
 _SHOWN = 32
 """Held-out images in the grid"""
 
@@ -58,6 +55,8 @@ class EvaluationInputs(NamedTuple):
     """Directory"""
     dataset: str
     """Directory or URI"""
+    decoder_kind: str | None
+    """The class that may be imported for the decoder"""
 
     def open(self) -> tuple[Checkpoint, Dataset]:
         torch.set_num_threads(1)  # A task has one CPU.
@@ -84,7 +83,7 @@ def training_quality(
 ) -> TrainSums:
     """Measure the training images of `shards` at their learned codes; regress these codes on the initial ones."""
     checkpoint, dataset = inputs.open()
-    decoder, code_config = checkpoint.decoder(), checkpoint.code_config
+    decoder, code_config = checkpoint.decoder(allow_kind=inputs.decoder_kind), checkpoint.code_config
     sums = TrainSums(ReconstructionSums(), ReconstructionSums(), RidgeRegression(checkpoint.code_dim))
     for shard in shards:
         images, codes = BlockImages(dataset, [shard]), checkpoint.shard(shard, ["image_id", "code"])
@@ -135,7 +134,7 @@ def held_out_quality(
         weights: of the regression from initial codes to learned ones.
     """
     checkpoint, dataset = inputs.open()
-    images, decoder = dataset.held_out(), checkpoint.decoder()
+    images, decoder = dataset.held_out(), checkpoint.decoder(allow_kind=inputs.decoder_kind)
     shards = (checkpoint.shard(shard, ["code"])["code"] for shard in range(checkpoint.code_shards))
     learned = torch.from_numpy(next(codes for codes in shards if len(codes)))
     inverter = Inverter(decoder, checkpoint.projection, init, weights, learned, config)
@@ -159,11 +158,12 @@ def evaluate(job: EvaluateJob) -> EvaluateDone:
 
     def measure(stage: Stage[EvaluateDone]) -> EvaluateDone:
         images_seen = checkpoint.position.images_seen
-        train, held_out = _measure(job, checkpoint, dataset)
+        decoder = checkpoint.decoder(allow_kind=job.decoder_kind)
+        train, held_out = _measure(job, checkpoint, dataset, decoder)
         if held_out is not None:
             _write_codes(directory / "held_out.parquet", held_out)
             with atomic_write(directory / "held_out.png") as temporary:
-                _held_out_grid(checkpoint, dataset, held_out).save(temporary, format="PNG")
+                _held_out_grid(decoder, dataset, held_out).save(temporary, format="PNG")
             stage.tracker.image(directory / "held_out.png", images_seen)
         done = EvaluateDone(
             images_seen=images_seen,
@@ -179,9 +179,11 @@ def evaluate(job: EvaluateJob) -> EvaluateDone:
     return done
 
 
-def _measure(job: EvaluateJob, checkpoint: Checkpoint, dataset: Dataset) -> tuple[TrainSums, HeldOutSums | None]:
+def _measure(
+    job: EvaluateJob, checkpoint: Checkpoint, dataset: Dataset, decoder: torch.nn.Module
+) -> tuple[TrainSums, HeldOutSums | None]:
     """Both splits; None if the dataset holds no image out."""
-    inputs = EvaluationInputs(str(checkpoint.directory), str(dataset.path))
+    inputs = EvaluationInputs(str(checkpoint.directory), str(dataset.path), job.decoder_kind)
     pca_of_images, pca_of_codes = _pca_of_run(job.run, checkpoint, dataset)
     pca, init = ray.put(pca_of_images), ray.put(pca_of_codes)
     train_tasks = [
@@ -195,9 +197,8 @@ def _measure(job: EvaluateJob, checkpoint: Checkpoint, dataset: Dataset) -> tupl
         return train, None
     weights = train.regression.solve(SingleProcess())
     config = InvertConfig(**{name: getattr(job, name) for name in InvertConfig.__dataclass_fields__})
-    tasks = [
-        held_out_quality.remote(inputs, pca, init, chunks, weights, config) for chunks in _chunks(checkpoint, count)
-    ]
+    size = images_at_once(decoder, checkpoint.code_dim)
+    tasks = [held_out_quality.remote(inputs, pca, init, chunks, weights, config) for chunks in _chunks(count, size)]
     return train, HeldOutSums.merged(list(task_results(tasks)))
 
 
@@ -213,10 +214,8 @@ def _pca_of_run(run: Path, checkpoint: Checkpoint, dataset: Dataset) -> tuple[Pc
     )
 
 
-def _chunks(checkpoint: Checkpoint, count: int) -> list[list[Int64Array]]:
-    """The rows 0 to `count` in chunks that fit a task's memory, grouped by task."""
-    decoding = cost(checkpoint.decoder(), checkpoint.code_dim)
-    size = max(1, min(_CHUNK, _ACTIVATIONS // decoding.activations)) if decoding else _CHUNK // 4
+def _chunks(count: int, size: int) -> list[list[Int64Array]]:
+    """The rows 0 to `count` in chunks of at most `size`, grouped by task."""
     chunks = np.array_split(np.arange(count), -(-count // size))
     # Each task opens the held-out blocks once, and fetches them where they are remote: not one task for each chunk.
     tasks = min(2 * max(1, int(num_cpus())), len(chunks))
@@ -259,10 +258,10 @@ def _write_codes(path: Path, sums: HeldOutSums) -> None:
         pq.write_table(pa.table({"image_id": sums.ids, "code": codes}, metadata=CODES_METADATA), temporary)
 
 
-def _held_out_grid(checkpoint: Checkpoint, dataset: Dataset, sums: HeldOutSums) -> Image.Image:
+def _held_out_grid(decoder: torch.nn.Module, dataset: Dataset, sums: HeldOutSums) -> Image.Image:
     """Held-out image, its reconstruction, the next image, ... in each row."""
     images, count = dataset.held_out(), min(_SHOWN, len(sums.ids))
     originals = images.take(np.arange(count)).numpy()
-    pairs = np.stack([originals, decode_codes(checkpoint.decoder(), torch.from_numpy(sums.codes[:count]))], axis=1)
+    pairs = np.stack([originals, decode_codes(decoder, torch.from_numpy(sums.codes[:count]))], axis=1)
     # [count, 2, H, W, C] -> [2 count, H, W, C]: each image before its reconstruction.
     return grid(in_rows(pairs.reshape(-1, *originals.shape[1:]), min(16, 2 * count)))

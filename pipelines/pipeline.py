@@ -43,13 +43,14 @@ def run_pipeline(job: PipelineJob) -> None:
         with settings_of_stage("render", run="root", **_TRACKING):
             from pipelines.render import render
 
-            grids = render(RenderJob(run=run, **_fields(job.render), **tracking))
+            grids = render(RenderJob(run=run, decoder_kind=job.train.decoder.kind, **_fields(job.render), **tracking))
         metrics = PipelineMetrics(images_seen=done.images_seen, psnr=done.psnr, pca_psnr=done.pca_psnr)
         write_record(job.root / "metrics.json", metrics)
         with settings_of_stage("evaluate", run="root", **_TRACKING):
             from pipelines.evaluate import evaluate
 
-            quality = evaluate(EvaluateJob(run=run, **_fields(job.evaluate), **tracking))
+            kind = job.train.decoder.kind
+            quality = evaluate(EvaluateJob(run=run, decoder_kind=kind, **_fields(job.evaluate), **tracking))
     metrics = dataclasses.replace(metrics, train=quality.train, held_out=quality.held_out)
     write_record(job.root / "metrics.json", metrics)
     print(f"\nmetrics  {job.root / 'metrics.json'}: {json.dumps(dataclasses.asdict(metrics))}")

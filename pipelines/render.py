@@ -38,12 +38,12 @@ class GridRenderer:
     """Draws the grids of one checkpoint."""
 
     def __init__(
-        self, config: RenderConfig, dataset: Dataset, checkpoint: Checkpoint, priors: dict[Kind, GaussianPrior]
+        self, config: RenderJob, dataset: Dataset, checkpoint: Checkpoint, priors: dict[Kind, GaussianPrior]
     ) -> None:
         self.config, self.dataset, self.priors = config, dataset, priors
         self.projection = checkpoint.projection
         self.images = dataset.images()
-        self.decoder = checkpoint.decoder()
+        self.decoder = checkpoint.decoder(allow_kind=config.decoder_kind)
         ids, codes = checkpoint.codes()
         present = np.isin(ids, self.images.ids)  # The dataset may have removed images since.
         ids, codes = ids[present], codes[present]

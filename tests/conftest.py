@@ -32,6 +32,9 @@ os.environ |= {
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
+# The tensors of tests are small: threads of theirs would wait for each other longer than they work.
+torch.set_num_threads(1)
+
 
 @pytest.fixture
 def blobs() -> torch.Tensor:

@@ -13,7 +13,7 @@ from glo_core.checkpoint.layout import MARK, CheckpointRecord, newest_checkpoint
 from glo_core.codes.config import ResolvedCodeConfig
 from glo_core.common.arrays import Int64Array
 from glo_core.common.digests import digest_file, digest_json
-from glo_core.common.errors import CheckpointError
+from glo_core.common.errors import CheckpointError, one_line
 from glo_core.common.files import differences, read_parquet
 from glo_core.common.records import read_record
 from glo_core.common.tensor_files import read_tensors
@@ -91,13 +91,23 @@ class Checkpoint:
             values[name] = flat.reshape(-1, column.type.list_size) if nested else flat
         return values
 
-    def decoder(self) -> torch.nn.Module:
-        """The decoder with averaged weights, in eval mode, on the CPU."""
-        decoder = self.decoder_record().decoder()
+    def decoder(self, module: torch.nn.Module | None = None, allow_kind: str | None = None) -> torch.nn.Module:
+        """The EMA decoder, in eval mode, on the CPU.
+
+        Args:
+            module: the decoder itself, of a run whose decoder was a module; it is copied.
+            allow_kind: the class that may be imported for it, as package.module:Class.
+
+        Raises:
+            CheckpointError: if the decoder is of the user's and neither is given, or `module` has other weights.
+        """
+        decoder = self.decoder_record().decoder(module, allow_kind)
         tensors = self.tensors("ema")
-        decoder.to(next(value.dtype for value in tensors.values() if value.is_floating_point())).load_state_dict(
-            tensors
-        )
+        decoder.to(next(value.dtype for value in tensors.values() if value.is_floating_point()))
+        try:
+            decoder.load_state_dict(tensors)
+        except RuntimeError as error:  # PyTorch lists names and shapes on many lines.
+            raise CheckpointError(f"{self.directory}: the decoder has other weights; {one_line(error)[:300]}") from None
         return decoder.eval()
 
     def codes(self) -> tuple[Int64Array, np.ndarray[Any, Any]]:

@@ -51,3 +51,8 @@ def settings_of_stage(section: str, **elsewhere: str) -> Iterator[None]:
         new_name = {name: f"`{other}`" for name, other in elsewhere.items()}
         message = rename_settings(str(error), lambda name: new_name.get(name, f"`{section}.{name}`"))
         raise type(error)(message) from error
+
+
+def one_line(error: BaseException) -> str:
+    """An error of foreign code as one line: its type and its message."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -7,6 +7,8 @@ from glo_core.common.config import AutoInts, Config
 
 DecoderKind = Literal["seed", "dcgan", "residual"]
 KINDS: tuple[DecoderKind, ...] = get_args(DecoderKind)
+MODULE = "module"
+"""The kind of a decoder that a notebook gives as an `nn.Module`"""
 
 _WIDTHS = {"seed": (12, 512), "dcgan": (8, 384), "residual": (6, 256)}
 """Channels at 4 px where no filters are given: for each pixel of the side, and at most; about equal in operations"""
@@ -32,7 +34,7 @@ class DecoderConfig(Config):
     """Residual only: the code also scales and shifts each group norm"""
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS and not all(self.kind.partition(":")):
+        if self.kind not in (*KINDS, MODULE) and not all(self.kind.partition(":")):
             raise ValueError(f"`kind` (={self.kind}) must be {', '.join(KINDS)}, or package.module:Class")
         if self.filters is not None and any(width < 1 for width in self.filters):
             raise ValueError(f"`filters` (={list(self.filters)}) must be at least 1 each, or auto")

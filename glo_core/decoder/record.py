@@ -7,8 +7,8 @@ from torch import nn
 
 from glo_core.common.errors import CheckpointError, UserError
 from glo_core.common.records import Record
-from glo_core.decoder.build import make_decoder
-from glo_core.decoder.config import ResolvedDecoderConfig, Shape
+from glo_core.decoder.build import make_decoder, require_allowed_kind
+from glo_core.decoder.config import MODULE, DecoderConfig, ResolvedDecoderConfig, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +33,20 @@ class DecoderRecord(Record):
 
     @property
     def shape(self) -> Shape:
+        """What the decoder maps between."""
         return Shape(self.code_dim, self.resolution, self.channels)
 
-    def decoder(self) -> nn.Module:
+    def decoder(self, module: nn.Module | None = None, allow_kind: str | None = None) -> nn.Module:
         """The decoder, in its initial state.
 
+        Args:
+            module: the decoder itself, where the record's kind is one of the user's own; it is copied.
+            allow_kind: the class of the user's that may be imported, as package.module:Class.
+
         Raises:
-            UserError: if it cannot be made.
+            CheckpointError: if the record names a class that neither of the two gives.
+            UserError: if the decoder cannot be made.
         """
-        return make_decoder(self.config, **self.shape._asdict())
+        require_allowed_kind(self.config.kind, module, allow_kind)
+        config = self.config if module is None else DecoderConfig(kind=MODULE)
+        return make_decoder(config, **self.shape._asdict(), module=module)

@@ -1,9 +1,10 @@
-"""Codes of images that a model never saw: the decoder stays as it is, and only the codes move.
+"""Codes of images that a model has never seen: the decoder is frozen, and only the codes change.
 
-image -> several starts: what its PCA scores regress to, the mean code, codes of training images
+image -> several starting codes: the ridge regression of its PCA scores, the mean code, codes of training images
       -> a few steps from each, the best of each image -> Adam on the sphere or in the ball -> code
 """
 
+import copy
 import math
 
 import numpy as np
@@ -17,12 +18,17 @@ from glo_core.codes.table import CodeTable
 from glo_core.common.arrays import Int64Array
 from glo_core.common.counter_rng import key64, mix64
 from glo_core.data.image_source import ImageSource
+from glo_core.decoder.cost import cost
 from glo_core.evaluation.config import InvertConfig
 from glo_core.losses.pixel import mse
 from glo_core.losses.pixel_ranges import to_target
 
 _SCOUT_STEPS = 15
 """Steps from each start before the best is chosen"""
+_MOST_IMAGES = 256
+"""Images that are inverted together at most"""
+_MOST_ACTIVATIONS = 1 << 27
+"""Values that the backward pass may hold, where they can be counted: half a GiB"""
 
 
 class Inverter:
@@ -32,17 +38,17 @@ class Inverter:
         self,
         decoder: torch.nn.Module,
         projection: str,
-        start: PcaInit,
-        weights: torch.Tensor,
+        start: PcaInit | None,
+        weights: torch.Tensor | None,
         learned: torch.Tensor,
         config: InvertConfig,
     ) -> None:
-        """Invert `decoder`, in eval mode.
+        """Invert `decoder`, in eval mode; its weights no longer require gradients.
 
         Args:
             projection: of its codes, sphere or ball.
-            start: the PCA of the training images.
-            weights: from start codes to learned codes, of `RidgeRegression.solve`.
+            start: the PCA of the training images; None leaves the start from the regression out.
+            weights: from start codes to learned codes, of `RidgeRegression.solve`; None with `start`.
             learned: a fair sample of the learned codes, `[m, dim]`.
         """
         self.decoder, self.start, self.weights, self.config = decoder.requires_grad_(False), start, weights, config
@@ -61,12 +67,14 @@ class Inverter:
     def _init_codes(self, images: ImageSource, rows: Int64Array) -> list[torch.Tensor]:
         """Start codes, `[b, dim]` each."""
         project = PROJECTIONS[self.code.projection]
-        scores = self.start.codes(self.code, images, rows, self.config.seed)
-        found = [apply_ridge(scores, self.weights), self.learned.mean(0).expand(len(rows), -1)]
-        for number in range(2, self.config.restarts):
-            chosen = mix64(key64("invert", self.config.seed, number), images.ids[rows]) % np.uint64(len(self.learned))
-            found.append(self.learned[torch.from_numpy(chosen.astype(np.int64))])
-        return [project(codes.to(self.learned)) for codes in found[: self.config.restarts]]
+        starts = [self.learned.mean(0).expand(len(rows), -1)]
+        if self.start is not None and self.weights is not None:
+            scores = self.start.codes(self.code, images, rows, self.config.seed)
+            starts.insert(0, apply_ridge(scores, self.weights))
+        for number in range(2, self.config.restarts + 1):
+            choice = mix64(key64("invert", self.config.seed, number), images.ids[rows]) % np.uint64(len(self.learned))
+            starts.append(self.learned[torch.from_numpy(choice.astype(np.int64))])
+        return [project(codes.to(self.learned)) for codes in starts[: self.config.restarts]]
 
     def _descend(self, codes: torch.Tensor, target: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes and their losses after `steps` steps; a code that was better at its start stays there."""
@@ -83,5 +91,12 @@ class Inverter:
                 rate = 0.5 * (1 + math.cos(math.pi * step / steps)) * self.config.learning_rate
                 table.update(every, gradient, rate)
         worse = losses > first
-        found = torch.where(worse[:, None], codes, table.codes())
-        return PROJECTIONS[self.code.projection](found), torch.where(worse, first, losses)
+        best = torch.where(worse[:, None], codes, table.codes())
+        return PROJECTIONS[self.code.projection](best), torch.where(worse, first, losses)
+
+
+def images_at_once(decoder: torch.nn.Module, code_dim: int) -> int:
+    """Images that an `Inverter` of `decoder` takes at once, so that the backward pass holds half a GiB at most."""
+    # The copy is counted as it trains, and is left on the meta device.
+    size = cost(copy.deepcopy(decoder).requires_grad_(), code_dim)
+    return max(1, min(_MOST_IMAGES, _MOST_ACTIVATIONS // max(size.activations, 1))) if size else _MOST_IMAGES // 4

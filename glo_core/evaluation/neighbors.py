@@ -6,8 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from glo_core.common.arrays import Int64Array, UInt8Array
+from glo_core.common.arrays import Int64Array, UInt8Array, row_chunks
+from glo_core.common.errors import UserError
 from glo_core.data.image_source import ImageSource
+from glo_core.losses.pixel_ranges import unit_bytes
 
 _CHUNK = 256
 """Training images that are compared at once"""
@@ -25,8 +27,9 @@ class Neighbors(NamedTuple):
         """The nearest of two searches over different images; of equal distances, the lower id."""
         distances = np.concatenate([self.distances, other.distances], axis=1)
         ids = np.concatenate([self.ids, other.ids], axis=1)
-        nearest = np.lexsort((ids, distances), axis=1)[:, : self.ids.shape[1]]
-        return Neighbors(np.take_along_axis(distances, nearest, 1), np.take_along_axis(ids, nearest, 1))
+        # By distance, then by id: [queries, 2 k] -> [queries, k]
+        order = np.lexsort((ids, distances), axis=1)[:, : self.ids.shape[1]]
+        return Neighbors(np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1))
 
 
 def nearest(queries: UInt8Array, images: ImageSource, k: int) -> Neighbors:
@@ -34,11 +37,10 @@ def nearest(queries: UInt8Array, images: ImageSource, k: int) -> Neighbors:
 
     Fewer than `k` images leave distances of infinity and ids of -1.
     """
-    flat = torch.from_numpy(queries.reshape(len(queries), -1) / 255.0)
+    flat = unit_bytes(torch.from_numpy(queries), torch.float64).flatten(1)
     best = Neighbors(np.full((len(flat), k), np.inf, np.float32), np.full((len(flat), k), -1, np.int64))
-    for start in range(0, len(images.ids), _CHUNK):
-        rows = np.arange(start, min(start + _CHUNK, len(images.ids)))
-        candidates = images.take(rows).flatten(1).double() / 255
+    for rows in row_chunks(len(images.ids), _CHUNK):
+        candidates = unit_bytes(images.take(rows).cpu(), torch.float64).flatten(1)
         # |q - x|^2 = |q|^2 - 2 q.x + |x|^2
         squared = flat.square().sum(1, keepdim=True) - 2 * flat @ candidates.T + candidates.square().sum(1)
         distances = (squared.clamp_min(0) / flat.shape[1]).float().numpy()
@@ -48,6 +50,24 @@ def nearest(queries: UInt8Array, images: ImageSource, k: int) -> Neighbors:
 
 
 def take_ids(images: ImageSource, ids: Int64Array) -> UInt8Array:
-    """Images by id, uint8 `[n, H, W, C]`. Every id must be held."""
+    """Images by id (int64 `[n]`), uint8 `[n, H, W, C]`.
+
+    Raises:
+        UserError: if `images` does not hold one of them.
+    """
     order = np.argsort(images.ids)
-    return images.take(order[np.searchsorted(images.ids, ids, sorter=order)]).numpy()
+    return images.take(order[places_of(ids, images.ids[order])]).cpu().numpy()
+
+
+def places_of(ids: Int64Array, held: Int64Array) -> Int64Array:
+    """The place of each of `ids` (int64 `[n]`) in `held` (int64, ascending), int64 `[n]`.
+
+    Raises:
+        UserError: naming the first id that `held` lacks.
+    """
+    places = np.searchsorted(held, ids).clip(max=max(len(held) - 1, 0))
+    missing = ids if not len(held) else ids[held[places] != ids]
+    if len(missing):
+        span = f"{len(held)} ids from {held[0]} to {held[-1]}" if len(held) else "no id"
+        raise UserError(f"image id {missing[0]}: not among the training images ({span})")
+    return places

@@ -11,6 +11,7 @@ from glo_core.common.files import write_bytes
 from glo_core.common.runtime import Runtime
 from glo_core.common.tensor_files import read_tensors, tensor_bytes
 from glo_core.data.image_source import ImageSource
+from glo_core.losses.pixel_ranges import unit_bytes
 
 _CHUNK = 512
 """Images in memory at once."""
@@ -79,16 +80,12 @@ class PcaBaseline:
 
     def reconstruct(self, images: torch.Tensor) -> torch.Tensor:
         """`images` uint8 `[n, H, W, C]` projected on the components and back, clamped to [0, 1], `[n, C, H, W]`."""
-        centred = unit_pixels(images) - self.mean
+        centred = unit_bytes(images).flatten(1) - self.mean
         back = (centred @ self.components) @ self.components.T + self.mean
         return back.clamp(0, 1).reshape(images.shape).permute(0, 3, 1, 2)
 
 
-def unit_pixels(images: torch.Tensor) -> torch.Tensor:
-    """uint8 `[n, H, W, C]` -> float32 `[n, pixels]` in [0, 1]."""
-    return images.flatten(1).float().div(255)
-
-
 def _unit_chunks(images: ImageSource, device: torch.device) -> Iterator[torch.Tensor]:
+    """All images in [0, 1], float32 `[<= _CHUNK, pixels]`."""
     for rows in row_chunks(len(images.ids), _CHUNK):
-        yield unit_pixels(images.take(rows).to(device))
+        yield unit_bytes(images.take(rows).to(device)).flatten(1)

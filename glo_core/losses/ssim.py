@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from glo_core.losses.pixel import _PIXELS
+from glo_core.losses.pixel_ranges import to_unit
 
 
 def ssim(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -31,6 +32,7 @@ def ssim(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return similarity.mean(dim=_PIXELS)
 
 
-def _dissimilarity(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    # Not clamped: a value beyond the range must have a gradient back.
-    return 1 - ssim(prediction.add(1).div(2), target.add(1).div(2))
+def dissimilarity(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """1 - SSIM of each image, `[b]`; images `[b, channels, h, w]` in [-1, 1]."""
+    # Without the clamp a value beyond the range has a gradient that leads back.
+    return 1 - ssim(to_unit(prediction, clamp=False), to_unit(target, clamp=False))

@@ -71,6 +71,10 @@ class PriorRecord(Record):
     code_dim: int
 
 
+_BLOCK = 32
+"""Codes that are sampled together"""
+
+
 @dataclass(frozen=True)
 class GaussianPrior:
     """A Gaussian over codes, projected like the codes themselves after sampling."""
@@ -84,6 +88,7 @@ class GaussianPrior:
 
     @classmethod
     def fit(cls, kind: Kind, moments: Moments, projection: Projection) -> Self:
+        """The Gaussian of `kind` to codes with these `moments`; `unit` is N(0, I) whatever they are."""
         dim = len(moments.mean)
         if kind == "unit":
             return cls(kind, projection, np.zeros(dim), np.eye(dim))
@@ -95,8 +100,14 @@ class GaussianPrior:
 
     def sample(self, count: int, seed: int) -> torch.Tensor:
         """Codes as the decoder receives them, float64 `[count, dim]`; code i depends on `seed` and i alone."""
-        noise = normal(key64("sample", seed), np.arange(count, dtype=np.int64), len(self.mean))
-        return PROJECTIONS[self.projection](torch.from_numpy(self.mean + noise @ self.factor.T))
+        # Products of another number of rows round otherwise: every block has the same number.
+        blocks = [self._block(first, seed) for first in range(0, max(count, 1), _BLOCK)]
+        return PROJECTIONS[self.projection](torch.from_numpy(np.concatenate(blocks)[:count]))
+
+    def _block(self, first: int, seed: int) -> Float64Array:
+        """mean + F e with e ~ N(0, I), for the codes from `first` on, `[_BLOCK, dim]`."""
+        noise = normal(key64("sample", seed), np.arange(first, first + _BLOCK, dtype=np.int64), len(self.mean))
+        return self.mean + noise @ self.factor.T
 
     def save(self, directory: Path) -> None:
         """Write `prior.safetensors`, then `prior.json`."""

@@ -4,17 +4,24 @@ import torch
 
 from glo_core.codes.projection import PROJECTIONS
 from glo_core.common.arrays import UInt8Array
-from glo_core.losses.pixel_ranges import to_unit
+from glo_core.losses.pixel_ranges import to_bytes
 
-_CHUNK = 256
+_BLOCK = 32
+"""Codes that are decoded together"""
 
 
 @torch.inference_mode()
 def decode_codes(decoder: torch.nn.Module, codes: torch.Tensor) -> UInt8Array:
-    """Images of `codes` `[n, code_dim]` by a decoder in eval mode, uint8 `[n, H, W, C]`."""
+    """Images of `codes` `[n, code_dim]` by a decoder in eval mode, uint8 `[n, H, W, C]`.
+
+    Image i depends on code i and on its place i mod 32, and not on n: the last block is padded, because a batch of
+    another size rounds otherwise.
+    """
     weight = next(decoder.parameters())
-    images = [to_unit(decoder(chunk.to(weight))).mul(255).round().byte() for chunk in codes.split(_CHUNK)]
-    return torch.cat(images).permute(0, 2, 3, 1).cpu().numpy()
+    padding = codes[-1:].expand(-len(codes) % _BLOCK, -1)
+    blocks = torch.cat([codes, padding]).split(_BLOCK)
+    images = [to_bytes(decoder(block.to(weight))).cpu() for block in blocks]
+    return torch.cat(images)[: len(codes)].numpy()
 
 
 def interpolate(start: torch.Tensor, end: torch.Tensor, steps: int, projection: str) -> torch.Tensor:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from glo_core.codes.table import Table
 from glo_core.common.arrays import Int64Array
@@ -20,12 +21,12 @@ from glo_core.decoder.config import Shape
 from glo_core.decoder.ema import EmaDecoder
 from glo_core.losses.pixel import mse
 from glo_core.losses.pixel_ranges import to_target, to_unit
-from glo_core.losses.weighted_sum import make_loss
+from glo_core.losses.weighted_sum import Loss, make_loss, require_loss_per_image
 from glo_core.training.config import ResolvedTrainConfig
 from glo_core.training.schedule import Rates
 
 NUM_SUMS = 6
-"""What `Learner.step` sums over images"""
+"""Numbers that `Learner.step` sums over images"""
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -41,15 +42,37 @@ class Batch(NamedTuple):
 
 
 class Learner:
-    """What training changes: the decoder, its optimizer and average, and this rank's codes."""
+    """The parts that training changes: the decoder, its optimizer and average, and this rank's codes."""
 
-    def __init__(self, config: ResolvedTrainConfig, images: ImageSource, table: Table, runtime: Runtime) -> None:
-        """Build decoder, optimizer and average in their initial state, beside `table`."""
+    def __init__(
+        self,
+        config: ResolvedTrainConfig,
+        images: ImageSource,
+        table: Table,
+        runtime: Runtime,
+        *,
+        module: nn.Module | None = None,
+        loss: Loss | None = None,
+    ) -> None:
+        """Build decoder, optimizer and average in their initial state, beside `table`.
+
+        Args:
+            module: the decoder of kind "module"; it is copied.
+            loss: in place of the one that `config` names.
+
+        Raises:
+            UserError: if `module` makes other images, `loss` does not give one number per image, or a network that
+                `config` names cannot be loaded.
+            ValueError: if `config` does not fit the resolution of `images`.
+        """
         self.config, self.runtime, self.dtype = config, runtime, DTYPES[config.precision]
         self.shape = Shape(config.code.dim, images.resolution, images.channels)
-        decoder = make_decoder(config.decoder, **self.shape._asdict(), seed=config.seed)
-        self.loss = make_loss(config.loss, config.pyramid, config.perceptual_network, images.resolution, runtime.device)
-        self.decoder = decoder.to(runtime.device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        decoder = make_decoder(config.decoder, **self.shape._asdict(), seed=config.seed, module=module)
+        device, resolution = runtime.device, images.resolution
+        if loss is not None:
+            require_loss_per_image(loss, resolution, images.channels, device)
+        self.loss = loss or make_loss(config.loss, config.pyramid, config.perceptual_network, resolution, device)
+        self.decoder = decoder.to(device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = EmaDecoder(self.decoder, config.ema_half_life)
         self.optimizer = _optimizer(config, self.decoder)
         self.table = table
@@ -58,7 +81,7 @@ class Learner:
         """Train on one batch.
 
         Args:
-            rates: multiply the learning rates, from the schedules.
+            rates: factors of the learning rates, from the schedules.
 
         Returns:
             This rank's sums over valid images of: loss, squared error of the clamped image on [0, 1] per pixel,
@@ -77,16 +100,20 @@ class Learner:
             (losses * mask).sum().backward()
         gradient = self._step_decoder(rates.decoder)
         assert raw.grad is not None
-        pulled = raw.grad + self.config.code.weight_decay * raw.detach() if self.config.code.weight_decay else raw.grad
+        # d/dz of l_i + weight_decay |z|^2 / 2, for each row by itself.
+        decay = self.config.code.weight_decay
+        code_gradient = raw.grad + decay * raw.detach() if decay else raw.grad
         valid = torch.from_numpy(np.flatnonzero(batch.valid)).to(device)
-        codes.update(slots[valid], pulled[valid], rates.codes * self.config.code.learning_rate)
+        codes.update(slots[valid], code_gradient[valid], rates.codes * self.config.code.learning_rate)
         with torch.no_grad():
             squared = mse(to_unit(prediction), to_unit(target))
-            norm, pull = raw.norm(dim=1), raw.grad.norm(dim=1)
-            each = torch.stack([losses, squared, norm, norm.square(), pull, gradient.expand_as(norm)])
-            return each.double() @ mask.double()
+            norm, code_gradient_norm = raw.norm(dim=1), raw.grad.norm(dim=1)
+            # [6, b] @ [b] -> [6]
+            values = [losses, squared, norm, norm.square(), code_gradient_norm, gradient.expand_as(norm)]
+            return torch.stack(values).double() @ mask.double()
 
     def _step_decoder(self, rate_factor: float) -> torch.Tensor:
+        """Step by the gradient of sum_i l_i / B over all ranks; returns its norm before clipping, `[]`."""
         gradients = [p.grad for p in self.decoder.parameters() if p.grad is not None]
         if self.runtime.world_size > 1:
             # One collective for all of them: a decoder's 6 to 20 MB are too few to be worth overlapping on a CPU.

@@ -1,8 +1,11 @@
 """The training loop: one clock, in images; the same for one process, torchrun and Ray Train."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from glo_core.checkpoint.layout import Position
@@ -12,10 +15,13 @@ from glo_core.common.memory import keep_freed_memory
 from glo_core.common.records import write_record
 from glo_core.common.runtime import Metrics, Runtime, SingleProcess
 from glo_core.data.config import Cache
+from glo_core.data.dataset import Dataset
 from glo_core.data.image_source import ImageSource
-from glo_core.evaluation.metrics import pca_psnr, reconstruction_psnr
+from glo_core.evaluation.metrics import training_psnr
 from glo_core.evaluation.pca_baseline import PcaBaseline
-from glo_core.evaluation.record import MetricsRecord
+from glo_core.evaluation.record import MetricsRecord, metrics_path
+from glo_core.losses.weighted_sum import Loss
+from glo_core.model import CodesById, Model
 from glo_core.training.auto_config import resolve_defaults
 from glo_core.training.checkpoint_policy import AGREE_STEPS, CheckpointPolicy
 from glo_core.training.config import Intervals, TrainConfig
@@ -30,19 +36,43 @@ from glo_core.training.schedule import Phase
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What training leaves in memory."""
+    """A trained model, and how training ended; of several ranks, each has its own images and codes."""
 
     decoder: torch.nn.Module
-    """With averaged weights, in eval mode"""
+    """The EMA decoder, in eval mode"""
     table: Table
+    """The codes, with their optimizer state"""
     position: Position
     metrics: Metrics
     """`psnr` and `pca_psnr` in dB, over the training images; empty after a stop"""
     finished: bool
     """False if somebody asked to stop before the target"""
+    images: ImageSource
+    """The training images"""
+    dataset: Dataset | None = None
+    """Where they come from, if it is a dataset"""
+    run: Path | None = None
+    """The directory that keeps the run"""
+
+    @functools.cached_property
+    def model(self) -> Model:
+        """The codes and the decoder as one object, with all that can be done with them."""
+        return Model(
+            self.decoder,
+            self._codes_by_id,
+            projection=self.table.config.projection,
+            images_seen=self.position.images_seen,
+            images=self.images,
+            dataset=self.dataset,
+            run=self.run,
+        )
+
+    def _codes_by_id(self) -> CodesById:
+        order = np.argsort(self.table.ids)
+        return self.table.ids[order], self.table.codes().detach().cpu().numpy()[order]
 
 
-def train(
+def train_phase(
     config: TrainConfig,
     images: ImageSource,
     phase: Phase,
@@ -53,6 +83,9 @@ def train(
     scratch: Path | None = None,
     cache: Cache = "auto",
     warm_start: Path | None = None,
+    decoder: torch.nn.Module | None = None,
+    loss: Loss | None = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> TrainResult:
     """Train to the phase's target, going on from the run's newest checkpoint if there is one.
 
@@ -62,9 +95,13 @@ def train(
         scratch: directory on a local disk for codes that `config.window` keeps out of memory.
         cache: where each rank's images lie; "auto" takes the fastest place that has room.
         warm_start: a checkpoint of another run, whose decoder is where a run without a checkpoint starts.
+        decoder: the module of the decoder kind "module"; it is copied.
+        loss: in place of the one that `config` names: prediction and target `[b, C, H, W]` in [-1, 1] to `[b]`.
+        on_step: called with the images seen after every step, on every rank.
 
     Raises:
-        UserError: if the checkpoint is damaged, the loss is no longer finite, or the disk is full.
+        UserError: if the checkpoint is damaged or of another recipe, or the disk is full.
+        DivergedError: if the loss is no longer finite; the checkpoints before it stay.
     """
     runtime, intervals = runtime or SingleProcess(), intervals or Intervals()
     recipe = resolve_defaults(config, len(images.ids), images.resolution)
@@ -74,7 +111,8 @@ def train(
         keep_freed_memory()
     epochs = EpochBatches(recipe, images, runtime, cache)
     newest = newest_checkpoint(recipe, images, runtime, run)
-    learner = Learner(recipe, epochs.images, init_table(epochs, runtime, run, scratch), runtime)
+    table = init_table(epochs, runtime, run, scratch)
+    learner = Learner(recipe, epochs.images, table, runtime, module=decoder, loss=loss)
     position = restore_or_begin(learner, epochs, phase, newest, warm_start)
     meter = Meter(learner)
     keeper = CheckpointPolicy(
@@ -82,7 +120,7 @@ def train(
     )
     stopped = False
     try:
-        # EpochBatches of steps.
+        # Epochs of steps.
         while position.images_seen < phase.target and not stopped:
             orders = epochs.orders(position.epoch)
             learner.table.begin_epoch([of_lane.windows for of_lane in orders])
@@ -93,6 +131,8 @@ def train(
                 before, position = position, _advance(position, epochs)
                 seen = position.images_seen - before.images_seen
                 learner.ema.update(learner.decoder, position.images_seen, seen)
+                if on_step is not None:
+                    on_step(position.images_seen)
 
                 # Report, checkpoint, show, stop: each on crossing its interval.
                 done = position.images_seen >= phase.target
@@ -113,7 +153,7 @@ def train(
         if runtime.shows_pictures and position.images_seen >= phase.target:
             show_previews(learner, epochs, position)
     except DivergedError:
-        keeper.finish()  # What was copied before is good.
+        keeper.finish()  # The copy that is being written was finite.
         raise
     keeper.finish()
     finished = position.images_seen >= phase.target
@@ -123,6 +163,8 @@ def train(
         position=position,
         metrics=_figures(learner, epochs, position.images_seen, run) if finished else {},
         finished=finished,
+        images=epochs.images,
+        run=run,
     )
 
 
@@ -130,19 +172,18 @@ def _figures(learner: Learner, epochs: EpochBatches, images_seen: int, run: Path
     """`psnr` and `pca_psnr` over the training images: reported, and kept with the principal components."""
     runtime = learner.runtime
     pca = PcaBaseline.fit(epochs.images, learner.config.code.dim, runtime)
-    metrics = {
-        "psnr": reconstruction_psnr(learner.ema.decoder, learner.table, epochs.images, runtime),
-        "pca_psnr": pca_psnr(pca, epochs.images, runtime),
-    }
+    metrics = training_psnr(learner.ema.decoder, learner.table, pca, epochs.images, runtime)
     if runtime.rank == 0:
         runtime.report(images_seen, metrics)
         if run is not None:
-            pca.save(run / "metrics" / f"{images_seen}.safetensors")
-            write_record(run / "metrics" / f"{images_seen}.json", MetricsRecord(images_seen=images_seen, **metrics))
+            path = metrics_path(run, images_seen)
+            pca.save(path.with_suffix(".safetensors"))
+            write_record(path, MetricsRecord(images_seen=images_seen, **metrics))
     return metrics
 
 
 def _advance(position: Position, epochs: EpochBatches) -> Position:
+    """The position after one more step."""
     seen = int(epochs.images_before[position.step + 1] - epochs.images_before[position.step])
     last = position.step + 1 == epochs.steps
     return Position(
@@ -154,4 +195,5 @@ def _advance(position: Position, epochs: EpochBatches) -> Position:
 
 
 def _crossed(before: Position, after: Position, interval: int | None) -> bool:
+    """Whether a multiple of `interval` images was passed."""
     return interval is not None and after.images_seen // interval > before.images_seen // interval

@@ -1,15 +1,17 @@
 """The records of a stage: `run.json`, which it writes first, and `done.json`, which it writes last."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from glo_core.checkpoint.run_record import RUN_FILE, PhaseRecord, RunRecord, read_run_record
 from glo_core.common.errors import CheckpointError, UserError
-from glo_core.common.records import Record, read_record
+from glo_core.common.records import Record
 from glo_core.evaluation.record import MetricsRecord
 from glo_core.sampling.config import Kind
 
-RUN_FILE, DONE_FILE = "run.json", "done.json"
+__all__ = ["DONE_FILE", "RUN_FILE", "PhaseRecord", "RunRecord", "read_run_record"]
+
+DONE_FILE = "done.json"
 
 
 class StageRecord(Record):
@@ -17,48 +19,6 @@ class StageRecord(Record):
 
     error: ClassVar[type[UserError]] = CheckpointError
     anew: ClassVar[str] = "train anew into another run directory (a warm start from this run is not possible)"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhaseRecord:
-    """One training of a run to a target."""
-
-    start: int
-    """Images seen at its start"""
-    target: int
-    """Images seen at its end"""
-    snapshot: str
-    """Digest of the snapshot that it trains on"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunRecord(StageRecord):
-    """`run.json`: what a stage works on, and with which settings."""
-
-    format: ClassVar[str] = "glo-run"
-
-    stage: str
-    identity: dict[str, Any]
-    """The settings that decide the result, nested; of defaults, the values that they were resolved to"""
-    inputs: dict[str, str]
-    """Digest of each input, by name"""
-    paths: dict[str, str]
-    """Where each input lies, by name; not identity"""
-    versions: dict[str, str]
-    """Version of each library; not identity"""
-    mlflow_run_id: str | None = None
-    phases: tuple[PhaseRecord, ...] = ()
-    """Of a training, oldest first"""
-
-
-def read_run_record(directory: Path) -> RunRecord | None:
-    """The record of the stage that made `directory`; None if there is no record.
-
-    Raises:
-        CheckpointError: if the record is damaged, or of another format or version.
-    """
-    path = directory / RUN_FILE
-    return read_record(path, RunRecord) if path.exists() else None
 
 
 class DoneRecord(StageRecord):

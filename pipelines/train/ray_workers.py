@@ -1,4 +1,4 @@
-"""Ray Train: each worker runs `glo_core.training.loop.train` on its own lanes; the driver tracks it and can stop it.
+"""Ray Train: each worker runs `glo_core`'s `train_phase` on its own lanes; the driver tracks it and can stop it.
 
 rank 0: metrics ---> Mailbox (an actor) ---> driver: MLflow
 driver: Ctrl-C ---> Mailbox ---> rank 0 ---> every rank
@@ -25,7 +25,7 @@ from glo_core.common.errors import ConfigError, UserError
 from glo_core.data.config import Cache
 from glo_core.data.dataset import Dataset
 from glo_core.training.config import Intervals, ResolvedTrainConfig
-from glo_core.training.loop import train
+from glo_core.training.loop import train_phase
 from glo_core.training.schedule import Phase
 from pipelines.common.ray_session import num_cpus
 from pipelines.common.records import TrainDone
@@ -171,7 +171,7 @@ def train_worker(loop_config: dict[str, WorkerArguments]) -> None:
     runtime = RayRuntime(ray.train.torch.get_device(), arguments.mailbox)
     try:
         dataset = Dataset.open(arguments.dataset).at(arguments.snapshot)
-        train(
+        train_phase(
             arguments.recipe,
             dataset.images(()),  # No shard yet: the loop selects its own.
             arguments.phase,

@@ -67,7 +67,7 @@ def rank_main(rank: int, world_size: int, run: Path, target: int, end: int) -> N
     # Two ranks also write by the clock, each time that they ask each other.
     minutes = 1e-9 if world_size == 2 else 10
     intervals = glo.Intervals(report=1, checkpoint=600, checkpoint_minutes=minutes)
-    glo.train(CONFIG, images(), glo.Phase(target=target), runtime=runtime, run=run, intervals=intervals)
+    glo.train_phase(CONFIG, images(), glo.Phase(target=target), runtime=runtime, run=run, intervals=intervals)
     if rank == 0:
         (run / "losses.json").write_text(json.dumps(losses))
     dist.destroy_process_group()

@@ -38,7 +38,7 @@ def losses(decoder: str) -> list[float]:
         if "loss" in metrics:
             values.append(metrics["loss"])
 
-    glo.train(
+    glo.train_phase(
         config,
         glo.TensorImages(images),
         glo.Phase(target=STEPS * BATCH),

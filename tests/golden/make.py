@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from glo_core import CodeConfig, Dataset, DecoderConfig, Phase, TrainConfig, train
+from glo_core import CodeConfig, Dataset, DecoderConfig, Phase, TrainConfig, train_phase
 from glo_core.common.files import FORMAT_VERSION
 from glo_core.common.location import Location
 from pipelines.preprocess.config import PreprocessJob
@@ -43,7 +43,7 @@ def main() -> None:
         )
         (dataset / ".lock").unlink()
         shutil.copytree(dataset, target / "dataset")
-    train(CONFIG, Dataset.open(target / "dataset").images(), Phase(target=60), run=target / "run")
+    train_phase(CONFIG, Dataset.open(target / "dataset").images(), Phase(target=60), run=target / "run")
 
 
 if __name__ == "__main__":

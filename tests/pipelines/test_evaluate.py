@@ -23,7 +23,7 @@ def test_a_stopped_run_on_a_dataset_without_holdout_is_measured_on_its_training_
     ingest(tmp_path / "dataset", tmp_path / "images", code_shards=32)
     dataset, run = glo.Dataset.open(tmp_path / "dataset"), tmp_path / "run"
     config = glo.TrainConfig(batch_size=16, code=glo.CodeConfig(dim=3), decoder=glo.DecoderConfig(filters=(8, 4)))
-    stopped = glo.train(config, dataset.images(), glo.Phase(target=10**6), run=run, runtime=Impatient(after=4))
+    stopped = glo.train_phase(config, dataset.images(), glo.Phase(target=10**6), run=run, runtime=Impatient(after=4))
     assert not stopped.finished
     paths = {"dataset": str(tmp_path / "dataset")}
     write_record(run / "run.json", RunRecord(stage="train", identity={}, inputs={}, paths=paths, versions={}))
@@ -35,7 +35,7 @@ def test_a_stopped_run_on_a_dataset_without_holdout_is_measured_on_its_training_
     assert "the dataset holds no image out; jobs/preprocess.py --holdout 0.1 makes one" in caplog.text
     assert done.held_out is None
     assert done.train.glo.images == 40
-    whole = glo.train(config, dataset.images(), glo.Phase(target=16)).metrics
+    whole = glo.train_phase(config, dataset.images(), glo.Phase(target=16)).metrics
     assert done.train.pca.psnr == pytest.approx(whole["pca_psnr"], abs=1e-3)
     assert f"{done.train.glo.psnr:.2f} dB" in capsys.readouterr().out
     seen = stopped.position.images_seen

@@ -19,7 +19,7 @@ CONFIG = glo.TrainConfig(
 
 @pytest.fixture
 def run(blobs: torch.Tensor, tmp_path: Path) -> Path:
-    glo.train(
+    glo.train_phase(
         CONFIG, glo.TensorImages(blobs), glo.Phase(target=300), run=tmp_path, intervals=glo.Intervals(checkpoint=100)
     )
     return tmp_path
@@ -67,7 +67,7 @@ def test_a_part_cut_short_altered_or_missing_is_named(run: Path, part: str) -> N
 
 
 def test_the_restored_decoder_makes_the_same_images(blobs: torch.Tensor, tmp_path: Path) -> None:
-    trained = glo.train(CONFIG, glo.TensorImages(blobs), glo.Phase(target=300), run=tmp_path)
+    trained = glo.train_phase(CONFIG, glo.TensorImages(blobs), glo.Phase(target=300), run=tmp_path)
     checkpoint = glo.Checkpoint.latest(tmp_path)
     ids, codes = checkpoint.codes()
     assert ids.tolist() == list(range(150))
@@ -98,5 +98,5 @@ def test_a_checkpoint_of_another_recipe_is_refused_in_one_line(
 ) -> None:
     config = dataclasses.replace(CONFIG, **changes)
     with pytest.raises(UserError) as caught:
-        glo.train(config, glo.TensorImages(blobs), glo.Phase(target=400), run=run)
+        glo.train_phase(config, glo.TensorImages(blobs), glo.Phase(target=400), run=run)
     assert str(caught.value).startswith(f"{run / 'checkpoints' / '300'}: is of another recipe ({line})")

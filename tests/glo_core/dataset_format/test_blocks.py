@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from glo_core.common.errors import DatasetError
+from glo_core.common.errors import ConfigError, DatasetError
 from glo_core.data.image_source import TensorImages
 from glo_core.dataset_format.blocks import open_block, write_block
 from glo_core.dataset_format.config import ResolvedDatasetConfig
@@ -59,7 +59,7 @@ def test_images_in_memory_are_held_shard_by_shard() -> None:
 
 
 def test_images_of_another_type_are_named() -> None:
-    with pytest.raises(ValueError, match=r"`images` \(=torch.float32 \[2, 3, 8, 8\]\) must be uint8"):
+    with pytest.raises(ConfigError, match=r"`images` \(=torch.float32 \[2, 3, 8, 8\]\) must be uint8"):
         TensorImages(torch.zeros(2, 3, 8, 8))
 
 

@@ -160,10 +160,12 @@ def test_a_decoder_of_the_users_trains_is_kept_and_comes_back(tmp_path: Path) ->
     config = glo.TrainConfig(
         batch_size=16, code=glo.CodeConfig(dim=3), decoder=DecoderConfig(kind="my_decoders:Mine"), learning_rate=1e-2
     )
-    trained = glo.train(config, images, glo.Phase(target=96), run=tmp_path)
+    trained = glo.train_phase(config, images, glo.Phase(target=96), run=tmp_path)
     assert isinstance(trained.decoder.norm, MaskedBatchNorm)
     assert trained.decoder.calls >= 6  # Buffers follow the decoder that trains.
-    again = glo.Checkpoint.latest(tmp_path).decoder()
+    with pytest.raises(glo.CheckpointError, match="imported only if your own command names it"):
+        glo.Checkpoint.latest(tmp_path).decoder()
+    again = glo.Checkpoint.latest(tmp_path).decoder(allow_kind="my_decoders:Mine")
     codes = trained.table.codes()
     torch.testing.assert_close(again(codes), trained.decoder(codes), rtol=0, atol=0)
 

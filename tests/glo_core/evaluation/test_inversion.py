@@ -23,7 +23,7 @@ def trained() -> glo.TrainResult:
     config = glo.TrainConfig(
         batch_size=32, learning_rate=5e-3, code=glo.CodeConfig(dim=DIM), decoder=glo.DecoderConfig(filters=(16,))
     )
-    return glo.train(config, glo.TensorImages(images.mul(255).byte()), glo.Phase(target=3000))
+    return glo.train_phase(config, glo.TensorImages(images.mul(255).byte()), glo.Phase(target=3000))
 
 
 def inverter(trained: glo.TrainResult, images: glo.TensorImages, **changes: int) -> Inverter:

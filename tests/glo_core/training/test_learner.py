@@ -185,7 +185,7 @@ def test_what_stands_in_padding_changes_no_bit_of_a_training(
     )
     # 32 lanes of 4 or 5 images, one of them in a step: 10 rows of 160 in an epoch are padding. Batch norm is present.
     arguments = (CONFIG, glo.TensorImages(blobs), glo.Phase(target=600))
-    undisturbed = glo.train(*arguments, runtime=runtime, intervals=glo.Intervals(report=1))
+    undisturbed = glo.train_phase(*arguments, runtime=runtime, intervals=glo.Intervals(report=1))
     undisturbed_reports = reports.copy()
     reports.clear()
     changes = []
@@ -205,7 +205,7 @@ def test_what_stands_in_padding_changes_no_bit_of_a_training(
         monkeypatch.setattr(EpochBatches, "batches", batches)
     else:
         monkeypatch.setattr(EpochBatches, "steps_from", steps_from)
-    changed = glo.train(*arguments, runtime=runtime, intervals=glo.Intervals(report=1))
+    changed = glo.train_phase(*arguments, runtime=runtime, intervals=glo.Intervals(report=1))
     assert sum(changes) >= 40
     assert reports == undisturbed_reports
     assert same(undisturbed, changed)

@@ -26,7 +26,7 @@ from tests.helpers.tiny_training import CONFIG, Impatient, same
 
 
 def test_a_notebook_user_trains_on_a_tensor(blobs: torch.Tensor) -> None:
-    trained = glo.train(CONFIG, glo.TensorImages(blobs), glo.Phase(target=20_000))
+    trained = glo.train_phase(CONFIG, glo.TensorImages(blobs), glo.Phase(target=20_000))
     assert trained.metrics["psnr"] > trained.metrics["pca_psnr"] + 1
     assert trained.decoder(trained.table.codes()).shape == (150, 1, 16, 16)
 
@@ -34,7 +34,7 @@ def test_a_notebook_user_trains_on_a_tensor(blobs: torch.Tensor) -> None:
 def test_every_report_counts_images_and_each_image_once_an_epoch(blobs: torch.Tensor) -> None:
     reports: list[int] = []
     runtime = glo.SingleProcess(on_report=lambda images, metrics: reports.append(images) if "loss" in metrics else None)
-    trained = glo.train(
+    trained = glo.train_phase(
         CONFIG, glo.TensorImages(blobs), glo.Phase(target=450), runtime=runtime, intervals=glo.Intervals(report=100)
     )
     assert trained.position.images_seen == 450
@@ -51,13 +51,13 @@ def test_stopped_and_resumed_is_bitwise_undisturbed(
     code = glo.CodeConfig(dim=4, init=init, projection=projection)
     config = glo.TrainConfig(batch_size=32, code=code, decoder=CONFIG.decoder)
     phase, images = glo.Phase(target=2000), glo.TensorImages(blobs)
-    whole = glo.train(config, images, phase, run=tmp_path / "whole")
+    whole = glo.train_phase(config, images, phase, run=tmp_path / "whole")
 
-    first = glo.train(config, images, phase, run=tmp_path / "parts", runtime=Impatient(after=4))
+    first = glo.train_phase(config, images, phase, run=tmp_path / "parts", runtime=Impatient(after=4))
     assert not first.finished
     assert 0 < first.position.images_seen < 2000
     assert first.position.step != 0
-    second = glo.train(config, images, phase, run=tmp_path / "parts")
+    second = glo.train_phase(config, images, phase, run=tmp_path / "parts")
     assert second.finished
     assert same(whole, second)
 
@@ -67,7 +67,7 @@ def test_the_result_does_not_depend_on_where_the_images_lie(
     blobs: torch.Tensor, tmp_path: Path, cache: Literal["auto", "device", "host", "disk"]
 ) -> None:
     images, phase = glo.TensorImages(blobs), glo.Phase(target=400)
-    assert same(glo.train(CONFIG, images, phase), glo.train(CONFIG, images, phase, cache=cache))
+    assert same(glo.train_phase(CONFIG, images, phase), glo.train_phase(CONFIG, images, phase, cache=cache))
     resident = place_images(images, cache, torch.device("cpu"))
     rows = np.array([3, 149, 3, 0])
     assert torch.equal(resident.take(rows), images.take(rows))
@@ -85,7 +85,7 @@ def test_windows_on_disk_train_as_the_same_windows_in_memory(
     images, phase = glo.TensorImages(blobs, code_shards=LANES), glo.Phase(target=1500)
     runtime = glo.SingleProcess(on_picture=lambda *_: None)
     intervals = glo.Intervals(checkpoint=100, grid=130)  # Both read other windows than the step's.
-    on_disk = glo.train(WINDOWED, images, phase, run=tmp_path / "disk", intervals=intervals, runtime=runtime)
+    on_disk = glo.train_phase(WINDOWED, images, phase, run=tmp_path / "disk", intervals=intervals, runtime=runtime)
     assert isinstance(on_disk.table, WindowedTable)
     assert len(on_disk.table.resident.raw) == 3 * LANES * WINDOW < 150
     monkeypatch.setattr(
@@ -95,7 +95,7 @@ def test_windows_on_disk_train_as_the_same_windows_in_memory(
             code, ids, torch.empty(len(ids), code.dim, device=device, dtype=dtype)
         ),
     )
-    in_memory = glo.train(WINDOWED, images, phase)
+    in_memory = glo.train_phase(WINDOWED, images, phase)
     assert isinstance(in_memory.table, glo.CodeTable)
     for name, column in on_disk.table.read(0, 150).items():
         assert torch.equal(column, in_memory.table.columns()[name])
@@ -107,10 +107,10 @@ def test_windows_on_disk_train_as_the_same_windows_in_memory(
 
 def test_windows_are_restored_from_the_checkpoint(blobs: torch.Tensor, tmp_path: Path) -> None:
     images, phase = glo.TensorImages(blobs, code_shards=LANES), glo.Phase(target=1000)
-    whole = glo.train(WINDOWED, images, phase)
-    first = glo.train(WINDOWED, images, phase, run=tmp_path, runtime=Impatient(after=4))
+    whole = glo.train_phase(WINDOWED, images, phase)
+    first = glo.train_phase(WINDOWED, images, phase, run=tmp_path, runtime=Impatient(after=4))
     assert 0 < first.position.images_seen < 1000
-    second = glo.train(WINDOWED, images, phase, run=tmp_path)
+    second = glo.train_phase(WINDOWED, images, phase, run=tmp_path)
     for name, column in second.table.read(0, 150).items():
         assert torch.equal(column, whole.table.read(0, 150)[name])
 
@@ -118,20 +118,20 @@ def test_windows_are_restored_from_the_checkpoint(blobs: torch.Tensor, tmp_path:
 def test_a_window_shorter_than_a_step_is_one_line(blobs: torch.Tensor) -> None:
     with pytest.raises(glo.UserError, match=r"`window` \(=3\) must be at least 4, the rows of a lane in a step"):
         images = glo.TensorImages(blobs, code_shards=LANES)
-        glo.train(dataclasses.replace(WINDOWED, window=3), images, glo.Phase(target=100))
+        glo.train_phase(dataclasses.replace(WINDOWED, window=3), images, glo.Phase(target=100))
 
 
 def test_a_scratch_directory_that_is_none_is_one_line(blobs: torch.Tensor, tmp_path: Path) -> None:
     with pytest.raises(glo.UserError, match=r"`scratch` \(=.*none\): no such file or directory; name a local disk"):
-        glo.train(
+        glo.train_phase(
             WINDOWED, glo.TensorImages(blobs, code_shards=LANES), glo.Phase(target=100), scratch=tmp_path / "none"
         )
 
 
 def test_a_longer_target_is_a_new_phase_that_goes_on(blobs: torch.Tensor, tmp_path: Path) -> None:
     images = glo.TensorImages(blobs)
-    first = glo.train(CONFIG, images, glo.Phase(target=600), run=tmp_path)
-    second = glo.train(CONFIG, images, glo.Phase(number=1, start=600, target=1200), run=tmp_path)
+    first = glo.train_phase(CONFIG, images, glo.Phase(target=600), run=tmp_path)
+    second = glo.train_phase(CONFIG, images, glo.Phase(number=1, start=600, target=1200), run=tmp_path)
     assert second.position.phase == 1
     assert second.position.images_seen == 1200
     assert second.metrics["psnr"] > first.metrics["psnr"]
@@ -139,9 +139,9 @@ def test_a_longer_target_is_a_new_phase_that_goes_on(blobs: torch.Tensor, tmp_pa
 
 
 def test_rows_that_arrive_later_start_from_the_kept_basis(blobs: torch.Tensor, tmp_path: Path) -> None:
-    first = glo.train(CONFIG, glo.TensorImages(blobs[:100]), glo.Phase(target=400), run=tmp_path)
+    first = glo.train_phase(CONFIG, glo.TensorImages(blobs[:100]), glo.Phase(target=400), run=tmp_path)
     grown = glo.TensorImages(blobs)
-    second = glo.train(CONFIG, grown, glo.Phase(number=1, start=400, target=401), run=tmp_path)
+    second = glo.train_phase(CONFIG, grown, glo.Phase(number=1, start=400, target=401), run=tmp_path)
     updates = dict(zip(grown.ids.tolist(), second.table.num_updates.tolist(), strict=True))
     assert min(updates[i] for i in range(100)) >= int(first.table.num_updates.min())
     assert max(updates[i] for i in range(100, 150)) <= 1
@@ -159,13 +159,13 @@ def test_new_rows_start_where_the_decoder_shows_them(
     code = dataclasses.replace(CONFIG.code, init=init)
     rate = CONFIG.learning_rate * batch_size / CONFIG.batch_size
     config = dataclasses.replace(CONFIG, window=window, batch_size=batch_size, learning_rate=rate, code=code)
-    first = glo.train(config, glo.TensorImages(blobs[:100]), glo.Phase(target=6000), run=tmp_path / "0")
+    first = glo.train_phase(config, glo.TensorImages(blobs[:100]), glo.Phase(target=6000), run=tmp_path / "0")
     before = dict(zip(first.table.ids.tolist(), first.table.codes(), strict=True))
     grown = glo.TensorImages(blobs)
 
     def psnr_after_one_step(run: str) -> tuple[float, float]:
         shutil.copytree(tmp_path / "0", tmp_path / run)
-        after = glo.train(config, grown, glo.Phase(number=1, start=6000, target=6001), run=tmp_path / run)
+        after = glo.train_phase(config, grown, glo.Phase(number=1, start=6000, target=6001), run=tmp_path / run)
         codes = after.table.codes()
         kept = [row for row, i in enumerate(after.table.ids.tolist()) if i < 100 and torch.equal(codes[row], before[i])]
         assert len(kept) >= 100 - CONFIG.batch_size  # Only rows of the one batch have moved.
@@ -186,7 +186,9 @@ def test_pictures_show_the_same_images_upright_as_training_goes_on(blobs: torch.
     pictures: list[tuple[int, str, Image.Image]] = []
     runtime = glo.SingleProcess(on_picture=lambda *picture: pictures.append(picture))
     images = glo.TensorImages(blobs)
-    trained = glo.train(CONFIG, images, glo.Phase(target=6000), runtime=runtime, intervals=glo.Intervals(grid=2000))
+    trained = glo.train_phase(
+        CONFIG, images, glo.Phase(target=6000), runtime=runtime, intervals=glo.Intervals(grid=2000)
+    )
     assert [(seen // 2000, name) for seen, name, _ in pictures] == [
         (k, f"training_{name}") for k in (1, 2, 3) for name in ("reconstructions", "samples")
     ]
@@ -206,7 +208,7 @@ def test_a_diverging_run_stops_in_one_line(blobs: torch.Tensor, tmp_path: Path) 
     config = dataclasses.replace(CONFIG, learning_rate=float("inf"))
     intervals = glo.Intervals(report=32, checkpoint=32)
     with pytest.raises(glo.UserError, match=r"training diverged; lower `learning_rate` \(=inf\)"):
-        glo.train(config, glo.TensorImages(blobs), glo.Phase(target=5000), run=tmp_path, intervals=intervals)
+        glo.train_phase(config, glo.TensorImages(blobs), glo.Phase(target=5000), run=tmp_path, intervals=intervals)
     # The loss of the first step is finite, and the weights after it are not: that is no checkpoint.
     assert committed_checkpoints(tmp_path) == []
 
@@ -214,12 +216,12 @@ def test_a_diverging_run_stops_in_one_line(blobs: torch.Tensor, tmp_path: Path) 
 def test_checkpoints_come_by_time_too(blobs: torch.Tensor, tmp_path: Path) -> None:
     intervals = glo.Intervals(checkpoint_minutes=1e-9)  # Due whenever ranks agree: at the first step of an epoch.
     images, phase = glo.TensorImages(blobs), glo.Phase(target=900)
-    often = glo.train(CONFIG, images, phase, run=tmp_path, intervals=intervals)
+    often = glo.train_phase(CONFIG, images, phase, run=tmp_path, intervals=intervals)
     *earlier, last = [int(path.name) for path in committed_checkpoints(tmp_path)]
     assert last == 900
     assert earlier
     assert all(seen % 150 in (21, 22) for seen in earlier)  # One of seven steps.
-    assert torch.equal(often.table.codes(), glo.train(CONFIG, images, phase).table.codes())
+    assert torch.equal(often.table.codes(), glo.train_phase(CONFIG, images, phase).table.codes())
 
 
 class Leaving(glo.SingleProcess):
@@ -237,7 +239,7 @@ def test_a_machine_about_to_go_is_saved_once_and_training_goes_on(
 ) -> None:
     monkeypatch.setattr(keeper, "PREEMPTION_SECONDS", 0.0)
     runtime = Leaving()
-    trained = glo.train(CONFIG, glo.TensorImages(blobs), glo.Phase(target=900), run=tmp_path, runtime=runtime)
+    trained = glo.train_phase(CONFIG, glo.TensorImages(blobs), glo.Phase(target=900), run=tmp_path, runtime=runtime)
     assert trained.finished
     assert runtime.looks == 6
     assert [path.name for path in committed_checkpoints(tmp_path)] == ["22", "900"]
@@ -245,28 +247,28 @@ def test_a_machine_about_to_go_is_saved_once_and_training_goes_on(
 
 def test_a_warm_start_has_the_decoder_of_the_other_run_and_nothing_else(blobs: torch.Tensor, tmp_path: Path) -> None:
     images = glo.TensorImages(blobs)
-    other = glo.train(CONFIG, images, glo.Phase(target=900), run=tmp_path)
+    other = glo.train_phase(CONFIG, images, glo.Phase(target=900), run=tmp_path)
     warm = tmp_path / "checkpoints/900"
     still = dataclasses.replace(
         CONFIG, learning_rate=0.0, code=dataclasses.replace(CONFIG.code, learning_rate=0.0), ema_half_life=None
     )
-    started = glo.train(still, images, glo.Phase(target=32), warm_start=warm)
+    started = glo.train_phase(still, images, glo.Phase(target=32), warm_start=warm)
     for mine, theirs in zip(started.decoder.parameters(), other.decoder.parameters(), strict=True):
         assert torch.equal(mine, theirs)
-    cold = glo.train(still, images, glo.Phase(target=32))
+    cold = glo.train_phase(still, images, glo.Phase(target=32))
     assert torch.equal(started.table.codes(), cold.table.codes())
     # Better than a fresh decoder at once, and a run with a checkpoint of its own does not look there again.
     assert started.metrics["psnr"] > cold.metrics["psnr"] + 1
-    glo.train(CONFIG, images, glo.Phase(target=901), run=tmp_path, warm_start=tmp_path / "gone")
+    glo.train_phase(CONFIG, images, glo.Phase(target=901), run=tmp_path, warm_start=tmp_path / "gone")
     wider = dataclasses.replace(CONFIG, decoder=glo.DecoderConfig(kind="seed", filters=(16, 16), kernel_size=4))
     with pytest.raises(glo.UserError, match=r"`warm_start` \(=.*900\): has another decoder \(decoder"):
-        glo.train(wider, images, glo.Phase(target=32), warm_start=warm)
+        glo.train_phase(wider, images, glo.Phase(target=32), warm_start=warm)
 
 
 def test_a_handful_of_images_trains_though_lanes_are_empty() -> None:
     images = torch.randint(0, 256, (5, 8, 8, 3), dtype=torch.uint8)
     config = glo.TrainConfig(batch_size=32, code=glo.CodeConfig(dim=2), decoder=glo.DecoderConfig(filters=(8,)))
-    trained = glo.train(config, glo.TensorImages(images), glo.Phase(target=50))
+    trained = glo.train_phase(config, glo.TensorImages(images), glo.Phase(target=50))
     assert trained.table.num_updates.tolist() == [10] * 5
 
 
@@ -281,17 +283,17 @@ def test_no_image_and_too_many_workers_are_one_line() -> None:
 
 
 def test_a_checkpoint_of_other_images_or_another_batch_is_refused(blobs: torch.Tensor, tmp_path: Path) -> None:
-    glo.train(CONFIG, glo.TensorImages(blobs), glo.Phase(target=300), run=tmp_path)
+    glo.train_phase(CONFIG, glo.TensorImages(blobs), glo.Phase(target=300), run=tmp_path)
     with pytest.raises(glo.UserError, match="is of other images or another batch size"):
-        glo.train(CONFIG, glo.TensorImages(blobs[:99]), glo.Phase(target=300), run=tmp_path)
+        glo.train_phase(CONFIG, glo.TensorImages(blobs[:99]), glo.Phase(target=300), run=tmp_path)
 
 
 def test_a_finished_checkpoint_is_not_written_again(blobs: torch.Tensor, tmp_path: Path) -> None:
     images = glo.TensorImages(blobs)
-    glo.train(CONFIG, images, glo.Phase(target=300), run=tmp_path)
+    glo.train_phase(CONFIG, images, glo.Phase(target=300), run=tmp_path)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")}
     (tmp_path / "checkpoints" / "600").mkdir()  # What a kill in the middle of writing leaves.
-    glo.train(CONFIG, images, glo.Phase(target=300), run=tmp_path)
+    glo.train_phase(CONFIG, images, glo.Phase(target=300), run=tmp_path)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert not (tmp_path / "checkpoints" / "600").exists()
 

@@ -38,7 +38,7 @@ def test_decay_pulls_codes_towards_the_origin(blobs: torch.Tensor) -> None:
     norms = []
     for decay in (0.0, 1.0):
         config = dataclasses.replace(CONFIG, code=dataclasses.replace(ball, weight_decay=decay))
-        norms.append(glo.train(config, images, glo.Phase(target=900)).table.raw.norm(dim=1).mean())
+        norms.append(glo.train_phase(config, images, glo.Phase(target=900)).table.raw.norm(dim=1).mean())
     assert norms[1] < 0.8 * norms[0]
 
 
@@ -53,14 +53,14 @@ def test_a_decoder_under_gradient_descent_resumes_to_the_same_bits(
         beta1=momentum,
     )
     images, phase = glo.TensorImages(blobs), glo.Phase(target=900)
-    whole = glo.train(config, images, phase)
-    glo.train(config, images, phase, run=tmp_path, runtime=Impatient(after=2))
-    assert same(glo.train(config, images, phase, run=tmp_path), whole)
+    whole = glo.train_phase(config, images, phase)
+    glo.train_phase(config, images, phase, run=tmp_path, runtime=Impatient(after=2))
+    assert same(glo.train_phase(config, images, phase, run=tmp_path), whole)
     assert whole.metrics["psnr"] > 10
 
 
 def test_the_average_forgets_the_start_and_refreshes_its_statistics(blobs: torch.Tensor) -> None:
-    trained = glo.train(CONFIG, glo.TensorImages(blobs), glo.Phase(target=3000))
+    trained = glo.train_phase(CONFIG, glo.TensorImages(blobs), glo.Phase(target=3000))
     running = trained.decoder.norms[0].running_mean
     with torch.no_grad():
         features = trained.decoder.convolutions[0](trained.table.codes()[:, :, None, None])
@@ -73,7 +73,7 @@ def test_the_decoder_moves_by_its_gradient_no_longer_than_the_clip(blobs: torch.
     runtime = glo.SingleProcess(on_report=lambda _, metrics: found.update(metrics))
     config = dataclasses.replace(CONFIG, optimizer="sgd", beta1=0, learning_rate=1, ema_half_life=None)
     config = dataclasses.replace(config, clip_norm=clip_norm)
-    trained = glo.train(config, glo.TensorImages(blobs), glo.Phase(target=1), runtime=runtime)
+    trained = glo.train_phase(config, glo.TensorImages(blobs), glo.Phase(target=1), runtime=runtime)
     start = glo.make_decoder(CONFIG.decoder, code_dim=4, resolution=16, channels=1)
     pairs = zip(trained.decoder.parameters(), start.parameters(), strict=True)
     moved = torch.stack([(after - before).norm() for after, before in pairs]).norm()

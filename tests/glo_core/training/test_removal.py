@@ -10,7 +10,7 @@ import pytest
 import glo_core as glo
 from glo_core.common.location import Location
 from glo_core.evaluation.neighbors import take_ids
-from pipelines.config import RenderConfig
+from pipelines.config import RenderJob
 from pipelines.preprocess.config import PreprocessJob
 from pipelines.preprocess.job import preprocess
 from pipelines.preprocess.removal import remove_images
@@ -59,13 +59,13 @@ def remove(dataset: Path, ids: list[int]) -> None:
 
 def test_the_next_checkpoint_has_no_code_of_a_removed_image_and_all_others(dataset: Path, tmp_path: Path) -> None:
     images = glo.Dataset.open(dataset).images()
-    glo.train(CONFIG, images, glo.Phase(target=100), run=tmp_path / "run")
+    glo.train_phase(CONFIG, images, glo.Phase(target=100), run=tmp_path / "run")
     before = codes_by_id(tmp_path / "run")
     assert sorted(before) == sorted(images.ids.tolist())
     removed = sorted(before)[3:5]
     remove(dataset, removed)
     phase = glo.Phase(number=1, start=100, target=200)
-    trained = glo.train(STILL, glo.Dataset.open(dataset).images(), phase, run=tmp_path / "run")
+    trained = glo.train_phase(STILL, glo.Dataset.open(dataset).images(), phase, run=tmp_path / "run")
     assert trained.finished
     after = codes_by_id(tmp_path / "run")
     assert sorted(after) == sorted(set(before) - set(removed))
@@ -96,25 +96,25 @@ def test_an_interrupted_phase_goes_on_without_them(
     monkeypatch.setattr("glo_core.training.loop.AGREE_STEPS", 1)
     digest, images = glo.Dataset.open(dataset).digest, glo.Dataset.open(dataset).images()
     phase = glo.Phase(target=120)
-    stopped = glo.train(CONFIG, images, phase, run=tmp_path / "run", runtime=Impatient(after=steps))
+    stopped = glo.train_phase(CONFIG, images, phase, run=tmp_path / "run", runtime=Impatient(after=steps))
     assert not stopped.finished
     assert stopped.position.step == steps
     before = codes_by_id(tmp_path / "run")
     removed = sorted(before)[1:3] if steps == 1 else sorted(before)[4:]
     remove(dataset, removed)
-    trained = glo.train(CONFIG, glo.Dataset.open(dataset).at(digest).images(), phase, run=tmp_path / "run")
+    trained = glo.train_phase(CONFIG, glo.Dataset.open(dataset).at(digest).images(), phase, run=tmp_path / "run")
     assert trained.finished
     assert sorted(codes_by_id(tmp_path / "run")) == sorted(set(before) - set(removed))
 
 
 def test_grids_of_an_older_checkpoint_show_none_of_them(dataset: Path, tmp_path: Path) -> None:
     images = glo.Dataset.open(dataset).images()
-    glo.train(CONFIG, images, glo.Phase(target=60), run=tmp_path / "run")
+    glo.train_phase(CONFIG, images, glo.Phase(target=60), run=tmp_path / "run")
     checkpoint = glo.Checkpoint.latest(tmp_path / "run")
     removed = sorted(images.ids.tolist())[3:5]
     remove(dataset, removed)
     older = glo.Dataset.open(dataset).at(checkpoint.snapshot)
-    renderer = GridRenderer(RenderConfig(rows=8, columns=8), older, checkpoint, {})
+    renderer = GridRenderer(RenderJob(run=tmp_path / "run", rows=8, columns=8), older, checkpoint, {})
     assert sorted(renderer.ids.tolist()) == sorted(set(images.ids.tolist()) - set(removed))
     picture = renderer.reconstructions()
     first = np.asarray(picture)[:SIDE, :SIDE]

@@ -28,7 +28,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(phases, "images_to_see", lambda _: 96)
     images = glo.TensorImages(torch.randint(0, 256, (48, 8, 8, 1), dtype=torch.uint8))
     config = glo.TrainConfig(batch_size=16, code=glo.CodeConfig(dim=3), decoder=glo.DecoderConfig(filters=(4,)))
-    glo.train(config, images, glo.Phase(target=96), run=tmp_path / "run")
+    glo.train_phase(config, images, glo.Phase(target=96), run=tmp_path / "run")
     return tmp_path / "run"
 
 

@@ -1,0 +1,70 @@
+"""`run.json`: the first file of a stage's directory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from glo_core.common.errors import CheckpointError, UserError
+from glo_core.common.records import Record, read_record
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseRecord:
+    """One training of a run to a target."""
+
+    start: int
+    """Images seen at its start"""
+    target: int
+    """Images seen at its end"""
+    snapshot: str
+    """Digest of the snapshot that it trains on"""
+    images: int | None = None
+    """Number of images, where they are a tensor's"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord(Record):
+    """`run.json`: what a stage works on, and with which settings. `glo.train` writes that of the stage train."""
+
+    format: ClassVar[str] = "glo-run"
+    error: ClassVar[type[UserError]] = CheckpointError
+    anew: ClassVar[str] = "train anew into another run directory (a warm start from this run is not possible)"
+
+    stage: str
+    identity: dict[str, Any]
+    """The settings that decide the result, nested; of defaults, the values that they were resolved to"""
+    inputs: dict[str, str]
+    """Digest of each input, by name"""
+    paths: dict[str, str]
+    """Where each input lies, by name; not identity"""
+    versions: dict[str, str]
+    """Version of each library; not identity"""
+    mlflow_run_id: str | None = None
+    phases: tuple[PhaseRecord, ...] = ()
+    """Of a training, oldest first"""
+
+
+def without_imports(identity: dict[str, Any]) -> dict[str, Any]:
+    """The identity of a training without settings that name code to import, as package.module:name.
+
+    A file must not choose which code is run: such a setting comes from the user's own command or recipe.
+    """
+    kept = {}
+    for key, value in identity.items():
+        if isinstance(value, dict):
+            kept[key] = without_imports(value)
+        elif not (key in ("kind", "perceptual_network") and ":" in str(value)):
+            kept[key] = value
+    return kept
+
+
+def read_run_record(directory: Path) -> RunRecord | None:
+    """The record of the stage that made `directory`; None if there is no record.
+
+    Raises:
+        CheckpointError: if the record is damaged, or of another format or version.
+    """
+    path = directory / RUN_FILE
+    return read_record(path, RunRecord) if path.exists() else None

@@ -1,0 +1,94 @@
+"""The phases of a run that `glo.train` keeps, and the recipe that they share.
+
+run.json (recipe, phases) -> training -> checkpoints/<images seen>/ -> metrics/<images seen>.json
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from glo_core.checkpoint.run_record import RUN_FILE, PhaseRecord, RunRecord, read_run_record
+from glo_core.common.errors import CheckpointError
+from glo_core.common.files import differences
+from glo_core.common.records import parse_value
+from glo_core.training.auto_config import images_to_see
+from glo_core.training.config import ResolvedTrainConfig
+
+
+def read_training(run: Path) -> RunRecord | None:
+    """The record of the training `run`; None if the directory holds nothing yet.
+
+    Raises:
+        CheckpointError: if the record is missing beside checkpoints, damaged, or of another stage.
+    """
+    record = read_run_record(run)
+    if record is None and (run / "checkpoints").exists():
+        raise CheckpointError(f"{run}: has checkpoints and no {RUN_FILE}; train into another directory")
+    if record is not None and record.stage != "train":
+        raise CheckpointError(f"{run}: holds the outcome of {record.stage}, not of a training; give another directory")
+    return record
+
+
+def identity_of(config: Any, decoder: object | None, loss: object | None) -> dict[str, Any]:
+    """Every setting of `config` as JSON has it, and the names of a decoder and a loss that are objects."""
+    identity: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    names = {key: _name(value) for key, value in (("decoder", decoder), ("loss", loss)) if value is not None}
+    return identity | ({"objects": names} if names else {})
+
+
+def _name(value: Any) -> str:
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
+
+
+def recipe_of(record: RunRecord) -> ResolvedTrainConfig:
+    """The recipe of a run.
+
+    Raises:
+        CheckpointError: if the record lacks a setting, or has one of another type.
+    """
+    try:
+        return parse_value(record.identity, ResolvedTrainConfig)
+    except ValueError as error:
+        raise CheckpointError(f"run.json: identity.{error}; the file is damaged, copy it back") from None
+
+
+def require_recipe(run: Path, record: RunRecord, identity: dict[str, Any]) -> None:
+    """Raise `CheckpointError` if `run` was trained by another recipe."""
+    changed = differences(record.identity, identity)
+    if changed:
+        raise CheckpointError(
+            f"{run}: was trained by another recipe ({'; '.join(changed)}); give the old values, or another directory"
+        )
+
+
+def next_phases(
+    run: Path, phases: tuple[PhaseRecord, ...], seen: int, target: int | None, snapshot: str, images: int
+) -> tuple[PhaseRecord, ...] | None:
+    """The phases of a run, the next one to train last; None if it has reached its target.
+
+    Args:
+        seen: images seen at the newest checkpoint.
+        target: images to see in all; None leaves it to the rule.
+        snapshot: digest of the images at hand.
+        images: their number.
+
+    Raises:
+        CheckpointError: if an unfinished phase has seen more than `target` already.
+    """
+    last = phases[-1] if phases else None
+    if last is not None and seen >= last.target:
+        if target is None and last.snapshot != snapshot:
+            # New images are seen too, at least once.
+            target = max(images_to_see(images), seen + images)
+        if target is None or target <= seen:
+            return None
+    elif last is not None and target in (None, last.target):
+        return phases
+    target = target or images_to_see(images)
+    if last is not None and target <= seen:
+        raise CheckpointError(
+            f"{run}: has seen {seen} images on the way to {last.target}; `images_seen` (={target}) must be "
+            f"{last.target} to go on there, or more than {seen}"
+        )
+    return (*phases, PhaseRecord(start=seen, target=target, snapshot=snapshot, images=images))
