@@ -1,7 +1,8 @@
-# make demo   from nothing to sampled grids in MLflow, on scikit-learn's digits
-# make test   lint, types and tests, as CI runs them
+# make demo        from nothing to sampled grids in MLflow, on scikit-learn's digits
+# make test        lint, types, contracts and tests: what CI runs
 # make test-slow   Ray Train killed, stopped, resumed, and at two world sizes: ten minutes
-# make clean  remove the environment and the demo's outputs
+# make lint        what a commit hook runs (.pre-commit-config.yaml): style, types, import contracts
+# make clean       remove the environment and the demo's outputs
 
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -9,31 +10,32 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 DEMO ?= demo-run
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow lint types clean
+.PHONY: demo test test-slow lint clean
 .DELETE_ON_ERROR:
 
-$(VENV)/.base:
+$(VENV)/.base: constraints.txt
 	@echo "make: a virtual environment in $(VENV), then torch"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(PIP) "$(TORCH)"
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.base pyproject.toml
 	@echo "make: installing the project and what it needs"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[demo]"
+	$(PIP) -e ".[ray,demo]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base pyproject.toml
 	@echo "make: installing the project, its checkers and its tests' needs"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[demo,dev,test]"
+	$(PIP) -e ".[ray,demo,dev,test]"
 	@touch $@
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m jobs.demo_digits $(DEMO)/digits
 	$(BIN)/python jobs/pipeline.py --input $(DEMO)/digits --root $(DEMO) --recipe configs/digits.yaml
 
-test: lint types
+test: lint
 	@echo "make: left out are the tests marked slow (kills and world sizes under Ray Train): make test-slow"
 	$(BIN)/python -m pytest
 
@@ -43,8 +45,7 @@ test-slow: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-
-types: $(VENV)/.dev
+	$(BIN)/lint-imports --no-timing
 	$(BIN)/mypy
 
 clean:

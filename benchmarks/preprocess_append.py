@@ -43,12 +43,14 @@ def bare_listing(folder: Path) -> int:
 
 
 def timed(call: Any) -> float:
+    """Seconds that `call` takes."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
 
 
 def main() -> None:
+    """Measure a run with nothing new, and one with a few new files."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--input", type=Path, required=True, help="folder of image files")
     parser.add_argument("--resolution", type=int, default=32)

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from benchmarks.environment import describe
 from benchmarks.preprocess_speed import quietly
 from glo_core.common.location import Location
-from glo_core.dataset_format.config import DecodePolicy
+from glo_core.dataset_format.config import ResolvedDatasetConfig
 from glo_core.dataset_format.image_decoding import REASONS, SUFFIXES, RejectedImageError, decode
 from pipelines.preprocess.config import PreprocessJob
 from pipelines.preprocess.job import preprocess
@@ -68,7 +68,7 @@ def mutate(files: Sequence[bytes], seed: int) -> bytes:
 
 
 def decode_some(
-    files: Sequence[bytes], seeds: Sequence[int], policies: Sequence[DecodePolicy], now: Any, out: Any
+    files: Sequence[bytes], seeds: Sequence[int], policies: Sequence[ResolvedDatasetConfig], now: Any, out: Any
 ) -> None:
     """Decode mutations in this process, saying before each one which it is."""
     warnings.simplefilter("ignore")
@@ -87,7 +87,10 @@ def decode_some(
 
 def decode_all(files: Sequence[bytes], count: int, cores: int) -> tuple[collections.Counter[str], float, list[str]]:
     """Outcomes, the longest time of one file in seconds, and what went wrong."""
-    policies = [DecodePolicy(resolution=32), DecodePolicy(resolution=32, channels=1, allow_truncated=True)]
+    policies = [
+        ResolvedDatasetConfig(resolution=32, channels=3),
+        ResolvedDatasetConfig(resolution=32, channels=1, allow_truncated=True),
+    ]
     context = multiprocessing.get_context("spawn")
     outcomes, longest, wrong = collections.Counter[str](), 0.0, list[str]()
     pending = [list(range(first, count, cores)) for first in range(cores)]
@@ -118,7 +121,9 @@ def decode_all(files: Sequence[bytes], count: int, cores: int) -> tuple[collecti
     return outcomes, longest, wrong
 
 
-def _start(context: Any, files: Sequence[bytes], seeds: list[int], policies: Sequence[DecodePolicy]) -> list[Any]:
+def _start(
+    context: Any, files: Sequence[bytes], seeds: list[int], policies: Sequence[ResolvedDatasetConfig]
+) -> list[Any]:
     now, out = context.Value("q", seeds[0] if seeds else -1), context.Queue()
     process = context.Process(target=decode_some, args=(files, seeds, policies, now, out))
     process.start()
@@ -148,6 +153,7 @@ def run_job(files: Sequence[bytes], count: int) -> tuple[int, collections.Counte
 
 
 def main() -> None:
+    """Decode damaged copies of the input, and say what became of them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--input", type=Path, nargs="+", required=True, help="folders of image files")
     parser.add_argument("--mutations", type=int, default=10_000)

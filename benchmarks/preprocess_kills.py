@@ -47,6 +47,7 @@ def start_head(scratch: Path) -> tuple[subprocess.Popen[bytes], dict[str, str]]:
 
 
 def start_job(images: Path, dataset: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start preprocessing of `images` into `dataset`."""
     command = ["-m", "jobs.preprocess", "--input", str(images), "--dataset", str(dataset), "--resolution", "64"]
     return subprocess.Popen(
         [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
@@ -54,11 +55,17 @@ def start_job(images: Path, dataset: Path, environment: dict[str, str]) -> subpr
 
 
 def wait_for_start(dataset: Path, job: subprocess.Popen[bytes]) -> None:
+    """Wait until the job has created the dataset, or has ended."""
     while not (dataset / "dataset.json").exists() and job.poll() is None:
         time.sleep(0.01)
 
 
 def finish(job: subprocess.Popen[bytes]) -> None:
+    """Wait for the job's end.
+
+    Raises:
+        RuntimeError: if it failed.
+    """
     output = job.communicate()[0]
     if job.returncode:
         raise RuntimeError(f"the job ended with status {job.returncode}: {output.decode()[-2000:]}")
@@ -105,6 +112,7 @@ def kill_one(
 
 
 def main() -> None:
+    """Kill the job again and again, and compare the dataset with an undisturbed one."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--input", type=Path, required=True, help="folder of image files")
     parser.add_argument("--images", type=int, default=8000, help="multiply the input until it has as many files")

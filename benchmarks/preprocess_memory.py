@@ -44,6 +44,7 @@ def png(number: int) -> bytes:
 
 
 def write_images(folder: Path, first: int, last: int) -> None:
+    """Write the PNG files of the numbers from `first` to before `last`, in folders."""
     for number in range(first, last):
         if number % FOLDER_FILES == 0 or number == first:
             (folder / f"{number // FOLDER_FILES:04d}").mkdir(parents=True, exist_ok=True)
@@ -78,6 +79,7 @@ def _peak(pid: int) -> int:
 
 
 def main() -> None:
+    """Preprocess two numbers of files, and print the memory of driver and tasks."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--files", type=int, nargs=2, default=[100_000, 1_000_000])
     options = parser.parse_args()

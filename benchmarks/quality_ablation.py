@@ -24,16 +24,18 @@ import glo_core as glo
 from benchmarks.environment import describe
 from glo_core.codes.pca_init import PcaInit
 from glo_core.codes.ridge import RidgeRegression
-from glo_core.common.digests import digest_json
+from glo_core.common.digests import digest_json, floats_as_text
 from glo_core.common.runtime import SingleProcess
 from glo_core.data.dataset import BlockImages
 from glo_core.evaluation.config import InvertConfig
 from glo_core.evaluation.inversion import Inverter
 from glo_core.evaluation.metrics import reconstruction_quality
 from glo_core.evaluation.pca_baseline import PcaBaseline
-from glo_core.training.auto_config import completed
+from glo_core.training.auto_config import resolve_defaults
+from glo_core.training.config import ResolvedTrainConfig
 
-BASE = glo.TrainConfig(decoder=glo.DecoderConfig(kind="seed", filters=(128, 64, 32)))
+FILTERS = (128, 64, 32)
+BASE = glo.TrainConfig(decoder=glo.DecoderConfig(kind="seed", filters=FILTERS))
 """The defaults, but for the decoder"""
 
 RESOLUTION = 32
@@ -82,10 +84,11 @@ def variants() -> Iterator[Variant]:
         yield "decoder", kind, {"decoder": decoder}
     for dim in (16, 64, 128, 256):
         yield "code dimension", str(dim), {"code.dim": dim}
-    yield "averaging", "none", {"ema_half_life": 0.0}
+    yield "averaging", "none", {"ema_half_life": None}
 
 
 def changed(config: glo.TrainConfig, changes: dict[str, Any]) -> glo.TrainConfig:
+    """`config` with other values at dotted keys."""
     for key, value in changes.items():
         owner, _, name = key.rpartition(".")
         inner = {owner: dataclasses.replace(getattr(config, owner), **{name: value})} if owner else {name: value}
@@ -102,7 +105,7 @@ def timed_training(config: glo.TrainConfig, images: BlockImages, images_to_see: 
     return trained, ends[-1] - since
 
 
-def measure(dataset: glo.Dataset, config: glo.TrainConfig, images_to_see: int) -> dict[str, float]:
+def measure(dataset: glo.Dataset, config: ResolvedTrainConfig, images_to_see: int) -> dict[str, float]:
     """Train once; PSNR in dB on training and held-out images, PCA's beside them, and seconds of training."""
     images, unseen = dataset.images(), dataset.held_out()
     trained, seconds = timed_training(config, images, images_to_see)
@@ -138,12 +141,13 @@ def groups(results: Results) -> dict[str, str]:
 
 
 def page(results: Results, conditions: str, plots: str) -> str:
+    """The page in Markdown: a row for each variant."""
     base = results["base", "base"]
     lines = [
         "# What each choice is worth",
         "",
         "One change at a time, `python -m benchmarks.quality_ablation`. Mean and range over seeds. "
-        f"The base: the defaults, but the seed's decoder of {' '.join(map(str, BASE.decoder.filters))} channels; "
+        f"The base: the defaults, but the seed's decoder of {' '.join(map(str, FILTERS))} channels; "
         "held-out images are inverted.",
         "",
         conditions,
@@ -191,6 +195,7 @@ def plot(results: Results, out: Path) -> None:
 
 
 def main() -> None:
+    """Train every variant that has no result yet, then write the page and its plots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of results and plots; its page is OUT.md")
@@ -208,14 +213,14 @@ def main() -> None:
     lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     known = {line["key"]: line for line in lines}
     # The first steps of a process choose kernels and allocate: they are no variant's.
-    warm = completed(BASE, dataset.num_train, dataset.config.resolution)
+    warm = resolve_defaults(BASE, dataset.num_train, dataset.config.resolution)
     glo.train_phase(warm, dataset.images(), glo.Phase(target=10 * warm.batch_size))
     results: Results = {}
     for seed in options.seeds:
         for group, value, changes in variants():
             config = changed(dataclasses.replace(BASE, seed=seed), changes)
-            config = completed(config, dataset.num_train, dataset.config.resolution)
-            key = digest_json([dataset.digest, options.images, dataclasses.asdict(config)])
+            config = resolve_defaults(config, dataset.num_train, dataset.config.resolution)
+            key = digest_json(floats_as_text([dataset.digest, options.images, dataclasses.asdict(config)]))
             if key not in known:
                 found = measure(dataset, config, options.images)
                 known[key] = {"key": key, "group": group, "value": value, "seed": seed, **found}

@@ -15,7 +15,8 @@ import glo_core as glo
 from benchmarks.environment import describe
 from benchmarks.quality_ablation import timed_training
 from glo_core.decoder.cost import cost
-from glo_core.training.auto_config import completed
+from glo_core.training.auto_config import resolve_defaults
+from glo_core.training.config import ResolvedTrainConfig
 
 DECODERS = {
     "seed": glo.DecoderConfig(kind="seed"),
@@ -27,7 +28,7 @@ DECODERS = {
 TRIAL_STEPS = 40
 
 
-def speed(config: glo.TrainConfig, dataset: glo.Dataset) -> float:
+def speed(config: ResolvedTrainConfig, dataset: glo.Dataset) -> float:
     """Images/s of the loop after its first steps."""
     rates: list[float] = []
     runtime = glo.SingleProcess(on_report=lambda _, metrics: rates.append(metrics.get("images_per_s", 0.0)))
@@ -42,6 +43,7 @@ def speed(config: glo.TrainConfig, dataset: glo.Dataset) -> float:
 
 
 def main() -> None:
+    """Train each decoder for the same time, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=240, help="of training (default: %(default)s)")
@@ -55,7 +57,7 @@ def main() -> None:
     found: dict[str, list[float]] = {}
     for seed in range(options.rounds):
         for name, decoder in DECODERS.items():
-            config = completed(glo.TrainConfig(seed=seed, decoder=decoder), dataset.num_train, resolution)
+            config = resolve_defaults(glo.TrainConfig(seed=seed, decoder=decoder), dataset.num_train, resolution)
             made = glo.make_decoder(decoder, code_dim=config.code.dim, resolution=resolution, channels=channels)
             taken = cost(made, config.code.dim)
             assert taken is not None

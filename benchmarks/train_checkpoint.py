@@ -27,6 +27,7 @@ DEFAULT_INTERVAL_S = 600
 
 
 def main() -> None:
+    """Train with checkpoints, and print what share of the time they take."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10**6)
     parser.add_argument("--steps", type=int, default=200, help="between two checkpoints, default: %(default)s")

@@ -28,6 +28,7 @@ import torch
 
 import glo_core as glo
 from benchmarks.environment import describe
+from glo_core.codes.config import ResolvedCodeConfig
 from glo_core.codes.windowed_table import WindowedTable
 from glo_core.common.arrays import Int64Array
 from glo_core.common.runtime import Metrics
@@ -50,9 +51,11 @@ class MadeUpImages:
         self._pool = torch.randint(0, 256, (1024, SIDE, SIDE, 1), dtype=torch.uint8)
 
     def take(self, rows: Int64Array) -> torch.Tensor:
+        """Images at `rows` (int64 `[b]`), uint8 `[b, side, side, 1]`."""
         return self._pool[torch.from_numpy(rows % len(self._pool))]
 
     def select(self, shards: Sequence[int]) -> "MadeUpImages":
+        """The same images of some shards."""
         return MadeUpImages(self._rows, shards)
 
 
@@ -65,6 +68,7 @@ class Linear(torch.nn.Module):
         self.linear = torch.nn.Linear(code_dim, channels * 4)
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
+        """Images `[b, channels, resolution, resolution]` of codes `[b, code_dim]`."""
         corner = torch.tanh(self.linear(codes)).reshape(len(codes), self.channels, 2, 2)
         return corner.repeat(1, 1, self.resolution // 2, self.resolution // 2)
 
@@ -128,7 +132,7 @@ def dense_adam(rows: int, steps: int, threads: int) -> dict[str, float]:
 
 def swapping(rows: int, window: int, scratch: str) -> float:
     """Bytes/s read and written by a table that only visits its windows, one after the other, without a step."""
-    code = glo.CodeConfig(dim=DIM)
+    code = ResolvedCodeConfig(dim=DIM)
     lane = rows // 32
     first = np.arange(33) * lane
     table = WindowedTable(
@@ -184,6 +188,7 @@ def apart(call: Any, *arguments: Any) -> Any:
 
 
 def main() -> None:
+    """Measure every size of the table, and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10**5, 10**6, 10**7])
     parser.add_argument("--window", type=int, default=4096, help="rows of a lane")

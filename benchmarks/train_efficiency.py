@@ -22,38 +22,46 @@ import numpy as np
 import torch
 
 import glo_core as glo
-from glo_core.common.files import write_json
+from glo_core.common.location import Location
 from glo_core.common.memory import keep_freed_memory
+from glo_core.common.records import write_record
 from glo_core.common.runtime import Metrics
 from glo_core.data.dataset import BlockImages
 from glo_core.dataset_format.blocks import write_block
-from glo_core.dataset_format.config import config_record
-from glo_core.dataset_format.snapshots import snapshot_digest
+from glo_core.dataset_format.config import ResolvedDatasetConfig
+from glo_core.dataset_format.records import write_config
+from glo_core.dataset_format.snapshots import Snapshot, SnapshotCounts, snapshot_digest, snapshot_path
+from glo_core.training.auto_config import resolve_defaults
+from glo_core.training.config import ResolvedTrainConfig
 
 
-def random_dataset(path: Path, config: glo.DatasetConfig, images: int) -> glo.Dataset:
+def random_dataset(path: Path, config: ResolvedDatasetConfig, images: int) -> glo.Dataset:
     """A dataset of noise in the project's own format, on disk."""
     generator = np.random.default_rng(0)
     ids = np.arange(images, dtype=np.int64)
     pixels = generator.integers(0, 256, (images, config.resolution, config.resolution, config.channels), np.uint8)
-    write_block(path / "blocks" / "000001-00000.arrow", ids, pixels, np.zeros(images, np.bool_), config.code_shards)
-    write_json(path / "dataset.json", config_record(config))
-    digest = snapshot_digest("", config_record(config)["config"], ids, pixels[:0], ids[:0])
-    write_json(
-        path / "snapshots" / "000001.json",
-        {
-            "number": 1,
-            "parent": "",
-            "digest": digest,
-            "removed": [],
-            "counts": {"train": images},
-            "blocks": [{"name": "000001-00000.arrow"}],
-        },
+    held_out = np.zeros(images, np.bool_)
+    block = write_block(path / "blocks" / "000001-00000.arrow", ids, pixels, held_out, config.code_shards)
+    write_config(Location(path), config)
+    snapshot = Snapshot(
+        number=1,
+        parent="",
+        digest=snapshot_digest("", config, ids, pixels[:0], ids[:0]),
+        counts=SnapshotCounts(files=images, train=images, holdout=0, duplicate=0, rejected=0),
+        rejected={},
+        removed=(),
+        duplicate_of={},
+        replaced={},
+        blocks=(block,),
+        sources={},
+        mlflow_run_id=None,
+        versions={},
     )
+    write_record(snapshot_path(Location(path), 1), snapshot)
     return glo.Dataset.open(path)
 
 
-def loop_side(config: glo.TrainConfig, images: BlockImages, target: int, device: str) -> float:
+def loop_side(config: ResolvedTrainConfig, images: BlockImages, target: int, device: str) -> float:
     """Steady-state images/s of the loop: the median of its own reports, the first ones left out."""
     rates: list[float] = []
 
@@ -67,15 +75,15 @@ def loop_side(config: glo.TrainConfig, images: BlockImages, target: int, device:
     return statistics.median(rates[1:])
 
 
-def bare_side(config: glo.TrainConfig, code_dim: int, shape: tuple[int, int], steps: int, device: str) -> float:
+def bare_side(config: ResolvedTrainConfig, shape: tuple[int, int], steps: int, device: str) -> float:
     """Images/s of the decoder alone: forward, mean squared error, backward, fused Adam."""
     if device == "cpu":
         keep_freed_memory()  # As the loop does: neither side shall be slow for want of it.
     resolution, channels = shape
-    decoder = glo.make_decoder(config.decoder, code_dim=code_dim, resolution=resolution, channels=channels)
+    decoder = glo.make_decoder(config.decoder, code_dim=config.code.dim, resolution=resolution, channels=channels)
     decoder = decoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-3, fused=True)
-    codes = torch.randn(config.batch_size, code_dim, device=device)
+    codes = torch.randn(config.batch_size, config.code.dim, device=device)
     target = torch.rand(config.batch_size, channels, resolution, resolution, device=device) * 2 - 1
     target = target.to(memory_format=torch.channels_last)
     wait: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else lambda: None
@@ -104,6 +112,7 @@ def hardware(device: str) -> str:
 
 
 def main() -> None:
+    """Time the loop and the bare decoder in turn, and print their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in [
         ("resolution", 32),
@@ -119,15 +128,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     code = glo.CodeConfig(dim=options.code_dim, init="random")
-    config = glo.TrainConfig(batch_size=options.batch_size, code=code)
-    dataset_config = glo.DatasetConfig(resolution=options.resolution, channels=options.channels)
+    config = resolve_defaults(glo.TrainConfig(batch_size=options.batch_size, code=code), 8192, options.resolution)
+    dataset_config = ResolvedDatasetConfig(resolution=options.resolution, channels=options.channels)
     loop, bare = [], []
     with tempfile.TemporaryDirectory() as scratch:
         dataset = random_dataset(Path(scratch), dataset_config, images=8192)
         for round_number in range(options.rounds):
-            bare.append(
-                bare_side(config, options.code_dim, (options.resolution, options.channels), options.steps, device)
-            )
+            bare.append(bare_side(config, (options.resolution, options.channels), options.steps, device))
             loop.append(loop_side(config, dataset.images(), options.steps * options.batch_size, device))
             print(
                 f"round {round_number + 1}: loop {loop[-1]:8.1f} images/s   bare {bare[-1]:8.1f} images/s   "

@@ -33,7 +33,7 @@ import psutil
 from benchmarks.environment import describe
 from benchmarks.train_efficiency import random_dataset
 from glo_core.checkpoint.layout import committed_checkpoints
-from glo_core.dataset_format.config import DatasetConfig
+from glo_core.dataset_format.config import ResolvedDatasetConfig
 
 BATCH, EVERY, TARGET = 32, 8_000, 10_000_000
 PATIENCE_S = 240
@@ -41,6 +41,8 @@ PATIENCE_S = 240
 
 @dataclass
 class Outcome:
+    """What a fault cost."""
+
     lost: int | None
     seconds: float
     how: str
@@ -69,6 +71,7 @@ class Cluster:
         self.scratch = scratch
 
     def shutdown(self) -> None:
+        """End every node."""
         import ray
 
         ray.shutdown()
@@ -80,6 +83,11 @@ class Cluster:
         self.nodes = alive + [self.raylets.add_node(num_cpus=1) for _ in range(2 - len(alive))]
 
     def ray(self, *arguments: object) -> None:
+        """Run a command of Ray's on this cluster.
+
+        Raises:
+            RuntimeError: if it fails.
+        """
         command = [sys.executable, "-m", "ray.scripts.scripts", *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, env=self.environment, timeout=60)
         if done.returncode:
@@ -101,6 +109,7 @@ class Training:
         self.start()
 
     def start(self) -> None:
+        """Start the driver."""
         command = [sys.executable, "-m", "jobs.train", *map(str, self.flags)]
         self.log = self.run.with_suffix(".log").open("ab")
         self.driver = subprocess.Popen(command, stdout=self.log, stderr=self.log, env=self.cluster.environment)
@@ -119,6 +128,11 @@ class Training:
         return found
 
     def until(self, happened: Callable[[], Any], what: str) -> None:
+        """Wait until `happened` returns something true.
+
+        Raises:
+            TimeoutError: if it does not in time.
+        """
         deadline = time.time() + PATIENCE_S
         while not happened():
             if time.time() > deadline:
@@ -148,9 +162,11 @@ class Training:
         return Outcome(max(before - (seen - BATCH), 0), when - since, how)
 
     def last(self) -> int:
+        """Images seen at the last report."""
         return self.reports()[-1][1]
 
     def ended(self, since: float) -> float:
+        """Wait for the driver's end; seconds since `since`."""
         self.driver.wait(PATIENCE_S)
         return time.time() - since
 
@@ -178,6 +194,7 @@ def workers() -> list[psutil.Process]:
 
 
 def worker(cluster: Cluster, run: Path) -> Outcome:
+    """Kill a worker's process."""
     training = Training(cluster, run, "--workers", 2)
     training.until_worth_losing()
     since, before = time.time(), training.last()
@@ -188,6 +205,7 @@ def worker(cluster: Cluster, run: Path) -> Outcome:
 
 
 def node(cluster: Cluster, run: Path) -> Outcome:
+    """Take a node away without notice."""
     training = Training(cluster, run, "--workers", "1:2")
     training.until_worth_losing()
     since, before = time.time(), training.last()
@@ -198,6 +216,7 @@ def node(cluster: Cluster, run: Path) -> Outcome:
 
 
 def preemption(cluster: Cluster, run: Path) -> Outcome:
+    """Announce that a node will go, then take it away."""
     training = Training(cluster, run, "--workers", "1:2")
     training.until_worth_losing()
     leaving = cluster.nodes[-1]
@@ -216,6 +235,7 @@ def preemption(cluster: Cluster, run: Path) -> Outcome:
 
 
 def job_stop(cluster: Cluster, run: Path) -> Outcome:
+    """Stop a submitted job."""
     from ray.job_submission import JobSubmissionClient
 
     training = Training(cluster, run, "--workers", 2)
@@ -238,6 +258,7 @@ def job_stop(cluster: Cluster, run: Path) -> Outcome:
 
 
 def interrupt(cluster: Cluster, run: Path) -> Outcome:
+    """Interrupt the driver, as Ctrl-C does."""
     training = Training(cluster, run, "--workers", 2)
     training.until_worth_losing()
     since, before = time.time(), training.last()
@@ -248,6 +269,7 @@ def interrupt(cluster: Cluster, run: Path) -> Outcome:
 
 
 def driver(cluster: Cluster, run: Path) -> Outcome:
+    """Kill the driver, and run the same command again."""
     training = Training(cluster, run, "--workers", 2)
     training.until_worth_losing()
     before = training.last()
@@ -261,6 +283,7 @@ def driver(cluster: Cluster, run: Path) -> Outcome:
 
 
 def full_disk(cluster: Cluster, run: Path) -> Outcome:
+    """Fill the disk, then free it and run the same command again."""
     run.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", run], capture_output=True)
     if mounted.returncode:
@@ -288,6 +311,7 @@ def full_disk(cluster: Cluster, run: Path) -> Outcome:
 
 
 def mlflow_away(cluster: Cluster, run: Path) -> Outcome:
+    """Take the MLflow server away for half a minute."""
     place, port = cluster.scratch / "server", free_port()
     place.mkdir()
     uri = f"http://127.0.0.1:{port}"
@@ -320,6 +344,7 @@ FAULTS = {
 
 
 def free_port() -> int:
+    """A port that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -348,12 +373,13 @@ def server(place: Path, port: int) -> Iterator[None]:
 
 
 def main() -> None:
+    """Inject every fault into a training of its own, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS))
     parser.add_argument("--scratch", type=Path, help="short path of a directory (default: a temporary one)")
     options = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="glo", dir=options.scratch))
-    random_dataset(scratch / "dataset", DatasetConfig(resolution=16, channels=1), images=2000)
+    random_dataset(scratch / "dataset", ResolvedDatasetConfig(resolution=16, channels=1), images=2000)
     cluster = Cluster(scratch)
     print(f"{describe()}\na checkpoint every {EVERY} images, steps of {BATCH}; three raylets\n", flush=True)
     print("| fault | images lost | seconds | what training did |\n|---|---|---|---|", flush=True)

@@ -28,9 +28,12 @@ import glo_core as glo
 from benchmarks.environment import describe
 from benchmarks.train_efficiency import loop_side, random_dataset
 from glo_core.common.location import Location
+from glo_core.dataset_format.config import ResolvedDatasetConfig
+from glo_core.training.auto_config import resolve_defaults
+from glo_core.training.config import ResolvedTrainConfig
 
 
-def plain_side(config: glo.TrainConfig, pixels: np.ndarray, steps: int, device: str, *, ours: bool) -> float:
+def plain_side(config: ResolvedTrainConfig, pixels: np.ndarray, steps: int, device: str, *, ours: bool) -> float:
     """Images/s of the plain loop over `pixels`, uint8 `[n, H, W, C]`."""
     count, side, _, channels = pixels.shape
     decoder = glo.make_decoder(config.decoder, code_dim=config.code.dim, resolution=side, channels=channels).to(device)
@@ -57,7 +60,7 @@ def plain_side(config: glo.TrainConfig, pixels: np.ndarray, steps: int, device: 
     return config.batch_size * steps / (time.perf_counter() - since)
 
 
-def measured(name: str, config: glo.TrainConfig, dataset: str, steps: int, device: str) -> float:
+def measured(name: str, config: ResolvedTrainConfig, dataset: str, steps: int, device: str) -> float:
     """Images/s of one side."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     images = glo.Dataset.open(Location(dataset)).images()
@@ -74,6 +77,7 @@ def alone(work: Callable[..., float], *arguments: Any) -> float:
 
 
 def main() -> None:
+    """Time the loop and a plain PyTorch loop in turn, and print their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in [
         ("resolution", 64), ("channels", 3), ("batch-size", 128), ("code-dim", 128), ("steps", 30), ("rounds", 3),
@@ -82,8 +86,8 @@ def main() -> None:
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     code = glo.CodeConfig(dim=options.code_dim, init="random", projection="ball")
-    config = glo.TrainConfig(batch_size=options.batch_size, code=code)
-    dataset_config = glo.DatasetConfig(resolution=options.resolution, channels=options.channels)
+    config = resolve_defaults(glo.TrainConfig(batch_size=options.batch_size, code=code), 8192, options.resolution)
+    dataset_config = ResolvedDatasetConfig(resolution=options.resolution, channels=options.channels)
     rates: dict[str, list[float]] = {"ours": [], "plain": [], "plain in our layout": []}
     print(f"{describe()}; {device}; {options.resolution} px, {options.channels} channel(s), batch {options.batch_size}")
     with tempfile.TemporaryDirectory() as scratch:

@@ -82,6 +82,7 @@ def side(workers: int, together: bool, batch_size: int, options: argparse.Namesp
 
 
 def main() -> None:
+    """Time one process, two that share the work, and two that exchange nothing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in [
         ("resolution", 32), ("channels", 1), ("batch-size", 128), ("code-dim", 32), ("steps", 50), ("rounds", 5),

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from glo_core.codes.config import CodeConfig
+from glo_core.codes.config import ResolvedCodeConfig
 from glo_core.codes.pca_init import PcaInit
 from glo_core.codes.ridge import RidgeRegression
 from glo_core.common.arrays import Int64Array, UInt8Array, row_chunks
@@ -232,8 +232,8 @@ class Model:
         others = sorted((self._run / "prior").glob(f"*/{kind}/prior.json"), key=os.path.getmtime) if self._run else []
         elsewhere = f"; the checkpoint at {others[-1].parts[-3]} images has one" if others else ""
         raise UserError(
-            f"prior={kind}: the checkpoint at {self.images_seen} images has no prior of this name{elsewhere}; take "
-            f"{', '.join(get_args(Kind))}, or run jobs/fit_prior.py"
+            f"`prior` (={kind}): the checkpoint at {self.images_seen} images has no prior of this name{elsewhere}; "
+            f"take {', '.join(get_args(Kind))}, or run jobs/fit_prior.py"
         )
 
     @functools.cached_property
@@ -250,7 +250,7 @@ class Model:
         images, dim = self._images, self._codes[1].shape[1]
         saved = self._run / "pca_init.safetensors" if self._run is not None else None
         basis = PcaInit.load(saved) if saved and saved.exists() else PcaInit.fit(images, dim, SingleProcess())
-        config = CodeConfig(dim=dim, projection=self.projection)  # type: ignore[arg-type]
+        config = ResolvedCodeConfig(dim=dim, projection=self.projection)  # type: ignore[arg-type]
         regression = RidgeRegression(dim)
         for rows in row_chunks(len(images.ids), _CHUNK):
             learned = torch.from_numpy(self.codes(images.ids[rows]))
@@ -268,8 +268,7 @@ def _id_array(ids: npt.ArrayLike) -> Int64Array:
 
 def _source_folders(dataset: Dataset) -> dict[str, str]:
     """The base folder of each source, as the dataset's newest snapshot has it."""
-    folders: dict[str, str] = dataset.snapshots[-1]["sources"]
-    return folders
+    return dataset.snapshots[-1].sources
 
 
 def _manifest_name(path: str, folders: dict[str, str]) -> str:

@@ -1,29 +1,36 @@
-"""Command lines and recipes: flags are made from a typed config, Pydantic checks them, a mistake is one line.
+"""Command lines and recipes, read into the typed configs.
 
-Later layers win: what a finished stage saved_config | the recipe's section | the flags.
+tyro makes the flags and the help from the dataclasses. A value stays text until the layers are
+merged; then the type of its field reads it. Later layers win:
+what an earlier run saved | the recipe's section | the flags.
 """
 
-import argparse
 import dataclasses
+import difflib
 import os
-import re
+import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args
 
-import pydantic
+import tyro
 import yaml
+from tyro import constructors
 
-from glo_core.common.errors import UserError
-from glo_core.common.location import Location
+from glo_core.common.config import NoneWord
+from glo_core.common.errors import ConfigError, UserError, rename_settings
+from jobs.values import read_value, unwrap
 from pipelines.common.logs import configure
 
 Config = TypeVar("Config")
-Values = dict[str, Any]
+Layer = dict[str, Any]
+"""Values by setting, such as `code.dim`: text, a list of texts, or a value that a run saved"""
+SavedConfig = Callable[[Layer], Mapping[str, Any]]
+"""From the values of the job's own fields, the (nested) config that an earlier run saved"""
 SECTIONS = ("preprocess", "train", "fit_prior", "render", "evaluate")
-_INT = "tag:yaml.org,2002:int"
-NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+EMPTY = ("", "~", "null")
+"""A section of a recipe that has no keys"""
 
 
 def main(
@@ -31,204 +38,221 @@ def main(
     config_type: type[Config],
     run: Callable[[Config], Any],
     *,
-    saved_config: Callable[[Values], Values] | None = None,
+    saved_config: SavedConfig | None = None,
     argv: Sequence[str] | None = None,
 ) -> None:
     """Parse the command line of job `name`, run it, and end the process.
 
-    Args:
-        config_type: a dataclass with a documented field for each flag.
-        saved_config: given the values so far, those that an earlier run of the same outputs saved_config.
+    `run` imports PyTorch, Ray and MLflow itself, so that help and mistakes do not wait for them.
     """
     configure(name)
     try:
         run(parse(name, config_type, saved_config=saved_config, argv=argv))
     except UserError as error:
-        sys.exit(f"{name}: error: {error}")
+        flags = {key: _flag(key) for key, f in _fields(config_type).items() if not f.nested}
+        sys.exit(f"{name}: error: {rename_settings(str(error), flags.get)}")
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
         sys.exit(f"{name}: error: {f'{error.filename}: ' if error.filename else ''}{reason}")
     except KeyboardInterrupt:
-        sys.exit(f"{name}: interrupted; the same command goes on from what is finished")
+        sys.exit(f"{name}: interrupted; run the same command again to resume")
 
 
 def parse(
     name: str,
     config_type: type[Config],
     *,
-    saved_config: Callable[[Values], Values] | None = None,
+    saved_config: SavedConfig | None = None,
     argv: Sequence[str] | None = None,
 ) -> Config:
     """The config that the command line and its recipe describe.
 
     Raises:
-        UserError: if a key is unknown, missing, or of the wrong type or value.
+        ConfigError: if a key is unknown or missing, or its value has the wrong type or range.
     """
-    flags = vars(_parser(name, config_type).parse_args(argv))
-    recipe = flags.pop("recipe", None)
-    values: Values = _read_recipe(Path(recipe), name) if recipe else {}
-    for flag, value in flags.items():
-        _enter(values, flag.split("."), value)
+    fields = _fields(config_type)
+    settings = {key: field for key, field in fields.items() if not field.nested}
+    flags = _read_flags(name, config_type, fields, sys.argv[1:] if argv is None else argv)
+    path = read_value(Path, flags.pop("recipe"), "--recipe") if "recipe" in flags else None
+    recipe = _read_recipe(path, name, fields) if path else {}
+    # A message names a setting as the user wrote it.
+    names = {key: _flag(key) for key in settings}
+    names |= {key: f"{path}: {key}" for key in recipe if key not in flags}
+    values = {k: read_value(settings[k].spec.type, v, names[k]) for k, v in (recipe | flags).items()}
     if saved_config is not None:
-        values = _layered(saved_config(values), values)
+        saved = _flatten(saved_config({key: v for key, v in values.items() if "." not in key}))
+        _check_known(saved, settings, "unknown key in the saved config:")
+        values = {k: read_value(settings[k].spec.type, v, names[k]) for k, v in saved.items()} | values
+    for key, field in settings.items():
+        if field.required and key not in values:
+            raise ConfigError(f"{_flag(key)} is required")
+    return _build(config_type, fields, values, names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A field of a config, or of a config in it."""
+
+    owner: type
+    spec: Any
+    """As tyro sees it: name, type, default, and the text below it"""
+
+    @property
+    def nested(self) -> bool:
+        """Whether the field holds another config."""
+        return dataclasses.is_dataclass(self.spec.type)
+
+    @property
+    def required(self) -> bool:
+        """Whether the field must be given."""
+        return self.spec.default is tyro.MISSING_NONPROP and not self.nested
+
+
+Fields = dict[str, Field]
+"""By dotted name, such as `code` and `code.dim`"""
+
+
+def _fields(config_type: type, prefix: str = "") -> Fields:
+    info = constructors.StructTypeInfo.make(config_type, tyro.MISSING_NONPROP, False)
+    struct = constructors.ConstructorRegistry.get_struct_spec(info)
+    assert isinstance(struct, constructors.StructConstructorSpec)
+    fields: Fields = {}
+    for spec in struct.fields:
+        key = prefix + spec.name
+        fields[key] = Field(config_type, spec)
+        if fields[key].nested:
+            fields |= _fields(spec.type, f"{key}.")
+    return fields
+
+
+def _build(config_type: Any, fields: Fields, values: Layer, names: Mapping[str, str], prefix: str = "") -> Any:
+    own = {}
+    for key, field in fields.items():
+        if field.owner is config_type and field.nested:
+            own[field.spec.name] = _build(field.spec.type, fields, values, names, f"{key}.")
+        elif field.owner is config_type and key in values:
+            own[field.spec.name] = values[key]
     try:
-        config = pydantic.TypeAdapter(config_type).validate_python(_numbers(values))
-    except pydantic.ValidationError as error:
-        raise UserError(_one_line(error)) from None
-    return _absolute(config)
+        return config_type(**own)
+    except ValueError as error:  # Names fields; the user knows flags, or keys of the recipe.
+        line = rename_settings(str(error), lambda name: names.get(prefix + name))
+        raise ConfigError(line) from None
 
 
-def _parser(name: str, config_type: type) -> argparse.ArgumentParser:
-    parser = _OneLineParser(
+def _flag(key: str) -> str:
+    return "--" + key.replace("_", "-")
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Layer:
+    flat: Layer = {}
+    for key, value in values.items():
+        name = prefix + str(key).replace("-", "_")
+        flat |= _flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def _check_known(words: Iterable[str], known: Iterable[str], label: str) -> None:
+    for word in words:
+        if word not in (names := list(known)):
+            similar = [name for name in names if name.endswith("." + word.lstrip("-"))]
+            similar += difflib.get_close_matches(word, names, n=1)
+            hint = f"did you mean {similar[0]}?" if similar else "--help-all shows every flag"
+            raise ConfigError(f"{label} {word}; {hint}")
+
+
+def _read_flags(name: str, config_type: Any, fields: Fields, argv: Sequence[str]) -> Layer:
+    """The words after each flag; prints the help and exits if `argv` asks for it."""
+    show_all = "--help-all" in argv
+    helping = show_all or "--help" in argv or "-h" in argv
+    flags = ["--recipe", *(_flag(key) for key, field in fields.items() if not field.nested)]
+    text = f"YAML file with sections {', '.join(SECTIONS)}; flags win over it"
+    recipe = constructors.StructFieldSpec("recipe", _words(Path), None, helptext=text)
+    registry = constructors.ConstructorRegistry()
+
+    @registry.struct_rule
+    def rule(info: constructors.StructTypeInfo) -> constructors.StructConstructorSpec | None:
+        """Makes a dict of the words after each flag in place of a config."""
+        own = {key: field for key, field in fields.items() if field.owner is info.type}
+        specs = [recipe] if info.type is config_type else []
+        for key, field in own.items():
+            spec = field.spec
+            if field.nested:
+                specs.append(dataclasses.replace(spec, helptext=spec.type.__doc__))
+            elif not helping:
+                specs.append(dataclasses.replace(spec, type=_words(spec.type), default=None))
+            elif show_all or field.required or key in config_type.common_flags:
+                text = " ".join((spec.helptext() or "").split())
+                specs.append(dataclasses.replace(spec, type=_words(spec.type), helptext=text))
+        required = {field.spec.name for field in own.values() if field.required}
+        specs.sort(key=lambda spec: spec.name not in required)
+        return constructors.StructConstructorSpec(dict, tuple(specs)) if own else None
+
+    if helping:
+        os.environ["COLUMNS"] = str(min(shutil.get_terminal_size((100, 24)).columns, 100))
+    more = "" if show_all else f"\n--help-all shows all {len(flags)} flags."
+    values, unknown = tyro.cli(
+        config_type,
         prog=f"jobs/{name}.py",
-        description=(config_type.__doc__ or "").strip(),
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
+        description=f"{config_type.__doc__}\n\nExample: {config_type.example}{more}",
+        args=["--help"] if helping else argv,
+        return_unknown_args=True,
+        registry=registry,
     )
-    parser.add_argument(
-        "--recipe", metavar="FILE", help=f"YAML file with sections {', '.join(SECTIONS)}; flags win over it"
+    _check_known([word.partition("=")[0] for word in unknown[:1]], flags, "unknown flag")
+    return {key: value for key, value in _flatten(values).items() if value is not None}
+
+
+def _words(hint: Any) -> Any:
+    """The type of a flag that takes any words; the help describes it as one of type `hint`."""
+    kind, repeated, markers = unwrap(hint)
+    none = [marker.word for marker in markers if isinstance(marker, NoneWord)]
+    metavar = "|".join([*(get_args(kind) or (kind.__name__.upper(),)), *none])
+
+    def shown(default: Any) -> list[str]:
+        if default is None:
+            return none or ["none"]
+        items = map(str, default if repeated else [default])
+        return [item.lower() if kind is bool else item for item in items] or ["none"]
+
+    spec = constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar=f"{metavar} ..." if repeated else metavar,
+        instance_from_str=list,
+        is_instance=lambda _: True,
+        str_from_instance=shown,
     )
-    _add_flags(parser, config_type, "")
-    return parser
+    return Annotated[Any, spec]
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise UserError(f"{message}; --help lists every flag")
+class _TextLoader(yaml.BaseLoader):
+    """YAML whose scalars are text as written, and whose keys stand only once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                line = node.start_mark.line + 1
+                raise yaml.YAMLError(f"{key} stands twice in the mapping from line {line} on")
+        return super().construct_mapping(node, deep)
 
 
-def _add_flags(parser: argparse.ArgumentParser, config_type: type, prefix: str) -> None:
-    hints, docs = get_type_hints(config_type), _descriptions(config_type)
-    target = parser.add_argument_group(prefix.rstrip("."), (config_type.__doc__ or "").strip()) if prefix else parser
-    fields = sorted(dataclasses.fields(config_type), key=lambda f: dataclasses.is_dataclass(hints[f.name]))
-    for field in fields:
-        kind, flag = hints[field.name], prefix + field.name
-        if dataclasses.is_dataclass(kind):
-            _add_flags(parser, kind, f"{flag}.")  # type: ignore[arg-type]
-            continue
-        repeated = get_origin(kind) is tuple
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        default = "" if required or field.default in ("", (), None) else f" (default: {_shown(field.default)})"
-        item = get_args(kind)[0] if repeated else kind
-        target.add_argument(
-            f"--{flag.replace('_', '-')}",
-            dest=flag,
-            nargs="+" if repeated else "?" if item is bool else None,
-            const="true" if item is bool else None,
-            metavar=_metavar(item),
-            help=docs.get(field.name, "").replace("%", "%%") + default,
-        )
-
-
-def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _metavar(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return "{" + ",".join(map(str, get_args(kind))) + "}"
-    return {Path: "DIR", Location: "DIR", int: "N", float: "X", str: "TEXT", bool: "true|false"}.get(kind, "VALUE")
-
-
-def _descriptions(config_type: type) -> dict[str, str]:
-    """The lines below the fields of a dataclass and of those it extends."""
-    found: dict[str, str] = {}
-    for owner in reversed(config_type.__mro__):
-        if dataclasses.is_dataclass(owner):
-            schema = pydantic.TypeAdapter(owner).json_schema()
-            schema = schema.get("$defs", {}).get(owner.__name__, schema)
-            found |= {
-                key: value["description"]
-                for key, value in schema.get("properties", {}).items()
-                if "description" in value
-            }
-    return found
-
-
-class _RecipeLoader(yaml.SafeLoader):
-    """YAML as people write it: 1:8 is text, and not the number 68 to the base 60."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 -- PyYAML declares it so.
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != _INT]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-_RecipeLoader.add_implicit_resolver(_INT, re.compile(r"[+-]?(?:0|[1-9][0-9]*)$"), list("+-0123456789"))
-
-
-def _read_recipe(path: Path, name: str) -> Values:
+def _read_recipe(path: Path, name: str, fields: Fields) -> Layer:
     """The section of job `name`; of the pipeline, all sections."""
     try:
-        recipe = yaml.load(path.read_text(), _RecipeLoader)
+        recipe = yaml.load(path.read_text(), _TextLoader) or {}
     except FileNotFoundError:
-        raise UserError(f"recipe={path}: no such file") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"recipe={path}: not valid YAML ({' '.join(str(error).split())[:160]})") from None
-    if not isinstance(recipe, dict) or not all(isinstance(section, dict) for section in recipe.values()):
-        raise UserError(f"recipe={path}: must hold sections ({', '.join(SECTIONS)}) of keys")
-    unknown = set(recipe) - set(SECTIONS)
-    if unknown:
-        raise UserError(f"recipe={path}: unknown section {sorted(unknown)[0]!r}; known are {', '.join(SECTIONS)}")
-    return recipe if name == "pipeline" else dict(recipe.get(name, {}))
-
-
-def _enter(values: Values, path: Sequence[str], value: Any) -> None:
-    for key in path[:-1]:
-        values = values.setdefault(key, {})
-    values[path[-1]] = value
-
-
-def _layered(below: Values, above: Values) -> Values:
-    merged = dict(below)
-    for key, value in above.items():
-        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _layered(merged[key], value) if nested else value
-    return merged
-
-
-def _numbers(value: Any) -> Any:
-    """Read 1e6 as the number it is: YAML and the command line both give it as text."""
-    if isinstance(value, Mapping):
-        return {key: _numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_numbers(item) for item in value]
-    return float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
-
-
-def _one_line(error: pydantic.ValidationError) -> str:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    match first["type"]:
-        case "unexpected_keyword_argument":
-            return f"unknown key {key!r}; --help lists every one"
-        case "missing" | "missing_argument" | "missing_keyword_only_argument":
-            return f"--{key.replace('_', '-')} is required"
-        case "value_error":
-            return first["msg"].removeprefix("Value error, ")
-    message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{key}={first['input']!r}: {message}"
-
-
-def _absolute(config: Config) -> Config:
-    """Make every path absolute; inside a submitted job, whose directory is a copy, a relative one is refused."""
-    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    changes: Values = {}
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            changes[field.name] = _absolute(value)
-        paths = [
-            item for item in (value if isinstance(value, tuple) else (value,)) if isinstance(item, Path | Location)
-        ]
-        for path in paths:
-            if inside_job and path.absolute() != path:
-                raise UserError(
-                    f"{field.name}={path}: a submitted job runs in a copy of the working directory; "
-                    "give an absolute path"
-                )
-        if paths:
-            absolute = tuple(path.absolute() for path in paths)
-            changes[field.name] = absolute if isinstance(value, tuple) else absolute[0]
-    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+        raise ConfigError(f"--recipe {path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    sections = recipe.values() if isinstance(recipe, dict) else [recipe]
+    if not all(isinstance(section, dict) or section in EMPTY for section in sections):
+        raise ConfigError(f"{path}: must hold sections ({', '.join(SECTIONS)}) of keys")
+    _check_known([key.replace("-", "_") for key in recipe], SECTIONS, f"{path}: unknown section")
+    layer = _flatten(recipe)
+    if name != "pipeline":
+        own = [key for key in layer if key.startswith(f"{name}.")]
+        layer = {key.removeprefix(f"{name}."): layer[key] for key in own}
+    groups = {key for key, field in fields.items() if field.nested}
+    layer = {k: value for k, value in layer.items() if not (k in groups and value in EMPTY)}
+    _check_known(layer, [key for key in fields if key not in groups], f"{path}: unknown key")
+    return layer

@@ -1,17 +1,25 @@
-"""A run -> its figures: PSNR, SSIM and MSE on training and held-out images, PCA beside them."""
+"""A run -> its metrics: PSNR, SSIM and MSE on training and held-out images, PCA beside them."""
 
 from typing import Any
 
+from glo_core.checkpoint.layout import newest_checkpoint_directory
 from jobs.cli import main
 from pipelines.common.stage import saved_config_of_newest
 from pipelines.config import EvaluateJob
-from pipelines.evaluate import evaluate
 
 
 def saved_config(values: dict[str, Any]) -> dict[str, Any]:
-    """What was asked for when the newest checkpoint had its turn."""
-    return saved_config_of_newest(values.get("run", ""), "evaluation")
+    """The config of this stage when it last ran on the newest checkpoint."""
+    return saved_config_of_newest(values["run"], "evaluation") if "run" in values else {}
+
+
+def run(job: EvaluateJob) -> None:
+    """Run the job; the libraries that it needs are imported now, so that help and mistakes do not wait for them."""
+    newest_checkpoint_directory(job.run)
+    from pipelines.evaluate import evaluate
+
+    evaluate(job)
 
 
 if __name__ == "__main__":
-    main("evaluate", EvaluateJob, evaluate, saved_config=saved_config)
+    main("evaluate", EvaluateJob, run, saved_config=saved_config)

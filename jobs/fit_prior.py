@@ -1,17 +1,25 @@
-"""Codes of a run -> Gaussians to sample new codes from."""
+"""Codes of a run -> priors to sample new codes from."""
 
 from typing import Any
 
+from glo_core.checkpoint.layout import newest_checkpoint_directory
 from jobs.cli import main
 from pipelines.common.stage import saved_config_of_newest
 from pipelines.config import FitPriorJob
-from pipelines.fit_prior import fit_prior
 
 
 def saved_config(values: dict[str, Any]) -> dict[str, Any]:
-    """What was asked for when the newest checkpoint had its turn."""
-    return saved_config_of_newest(values.get("run", ""), "prior")
+    """The config of this stage when it last ran on the newest checkpoint."""
+    return saved_config_of_newest(values["run"], "prior") if "run" in values else {}
+
+
+def run(job: FitPriorJob) -> None:
+    """Run the job; the libraries that it needs are imported now, so that help and mistakes do not wait for them."""
+    newest_checkpoint_directory(job.run)
+    from pipelines.fit_prior import fit_prior
+
+    fit_prior(job)
 
 
 if __name__ == "__main__":
-    main("fit_prior", FitPriorJob, fit_prior, saved_config=saved_config)
+    main("fit_prior", FitPriorJob, run, saved_config=saved_config)

@@ -2,16 +2,24 @@
 
 from typing import Any
 
+from glo_core.checkpoint.layout import newest_checkpoint_directory
 from jobs.cli import main
 from pipelines.common.stage import saved_config_of_newest
 from pipelines.config import RenderJob
-from pipelines.render import render
 
 
 def saved_config(values: dict[str, Any]) -> dict[str, Any]:
-    """What was asked for when the newest checkpoint had its turn."""
-    return saved_config_of_newest(values.get("run", ""), "grids")
+    """The config of this stage when it last ran on the newest checkpoint."""
+    return saved_config_of_newest(values["run"], "grids") if "run" in values else {}
+
+
+def run(job: RenderJob) -> None:
+    """Run the job; the libraries that it needs are imported now, so that help and mistakes do not wait for them."""
+    newest_checkpoint_directory(job.run)
+    from pipelines.render import render
+
+    render(job)
 
 
 if __name__ == "__main__":
-    main("render", RenderJob, render, saved_config=saved_config)
+    main("render", RenderJob, run, saved_config=saved_config)

@@ -1,23 +1,27 @@
-"""Dataset -> codes and decoder. The same command again goes on where training stopped."""
+"""Dataset -> codes and decoder. The same command again resumes where training stopped."""
 
-from pathlib import Path
 from typing import Any
 
-from glo_core.common.files import read_json
+from glo_core.checkpoint.run_record import without_imports
+from glo_core.dataset_format.snapshots import read_dataset
 from jobs.cli import main
+from pipelines.common.records import read_run_record
 from pipelines.train.config import TrainJob
-from pipelines.train.job import run_training
 
 
 def saved_config(values: dict[str, Any]) -> dict[str, Any]:
-    """The recipe of a run that is there already."""
-    path = Path(values.get("run", "")) / "run.json"
-    if not path.is_file():
-        return {}
-    record = read_json(path)
-    began_with = record.get("paths", {}).get("warm_start")
-    return {**record.get("identity", {}), **({"warm_start": began_with} if began_with else {})}
+    """The recipe of the run, if it is there already; what it names to import, the command must name again."""
+    record = read_run_record(values["run"]) if "run" in values else None
+    return {**without_imports(record.identity), "warm_start": record.paths.get("warm_start")} if record else {}
+
+
+def run(job: TrainJob) -> None:
+    """Run the job; the libraries that it needs are imported now, so that help and mistakes do not wait for them."""
+    read_dataset(job.dataset)
+    from pipelines.train.job import run_training
+
+    run_training(job)
 
 
 if __name__ == "__main__":
-    main("train", TrainJob, run_training, saved_config=saved_config)
+    main("train", TrainJob, run, saved_config=saved_config)

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from glo_core.common.config import Config
+from glo_core.common.config import AllInt, Config, MustExist, OffText
 from glo_core.common.location import Location
 from glo_core.dataset_format.config import DatasetConfig
 from glo_core.evaluation.config import InvertConfig
@@ -33,64 +34,82 @@ class RenderConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class RenderJob(RenderConfig, TrackingConfig):
-    """Render the evaluation grids of a run's newest checkpoint and its priors."""
+    """Render the grids of a run's newest checkpoint and its priors."""
 
-    run: Path
+    example = "python jobs/render.py --run ~/staged/run"
+    common_flags = ("columns", "rows", "neighbors", "seed", "tracking_uri", "experiment")
+
+    run: Annotated[Path, MustExist]
     """Directory of the run"""
-    decoder_kind: str | None = None
-    """The class of a decoder of your own, as --decoder.kind named it in training: files must not choose code"""
+    decoder_kind: OffText = None
+    """Class of a decoder of your own, package.module:Class, as `decoder.kind` named it in training"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(InvertConfig):
     """What is measured, and how codes of held-out images are found."""
 
-    held_out: int = 0
-    """Held-out images to invert at most, those of the lowest ids; 0 for all"""
+    held_out: AllInt = None
+    """Held-out images to invert at most: those of the lowest ids"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.held_out < 0:
-            raise ValueError(f"`held_out` (={self.held_out}) must be at least 1, or 0 for all")
+        if self.held_out is not None and self.held_out < 1:
+            raise ValueError(f"`held_out` (={self.held_out}) must be at least 1, or all")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateJob(EvaluateConfig, TrackingConfig):
-    """Measure a run's newest checkpoint on its training images and on the dataset's held-out ones, beside PCA."""
+    """Measure a run's newest checkpoint on its training images and on held-out ones, beside PCA."""
 
-    run: Path
+    example = "python jobs/evaluate.py --run ~/staged/run"
+    common_flags = ("held_out", "restarts", "steps", "learning_rate", "seed", "tracking_uri", "experiment")
+
+    run: Annotated[Path, MustExist]
     """Directory of the run"""
-    decoder_kind: str | None = None
-    """The class of a decoder of your own, as --decoder.kind named it in training: files must not choose code"""
+    decoder_kind: OffText = None
+    """Class of a decoder of your own, package.module:Class, as `decoder.kind` named it in training"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitPriorJob(PriorConfig, TrackingConfig):
-    """Fit distributions to the learned codes of a run's newest checkpoint."""
+    """Fit priors to the learned codes of a run's newest checkpoint."""
 
-    run: Path
+    example = "python jobs/fit_prior.py --run ~/staged/run"
+    common_flags = ("kinds", "tracking_uri", "experiment")
+
+    run: Annotated[Path, MustExist]
     """Directory of the run"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InspectJob(Config):
-    """Print what a dataset is."""
+    """Print what a dataset is, verify it, or export one of its images."""
 
-    dataset: Location
+    example = "python jobs/inspect_dataset.py --dataset ~/staged/dataset --verify"
+    common_flags = ("verify", "export", "output")
+
+    dataset: Annotated[Location, MustExist]
     """Directory or URI of the dataset"""
     verify: bool = False
-    """Read every block and every row of the manifest, and check one against the other"""
-    export: str = ""
-    """Write one image as a PNG file: an id, or source/path as the manifest has them"""
-    output: Path | None = None
-    """Folder that the exported image is written to (default: the working directory)"""
+    """Whether to read every block and every row of the manifest, and check one against the other"""
+    export: OffText = None
+    """Image to write as a PNG file: an id, or source/path as the manifest has them"""
+    output: Path = Path()
+    """Folder that the exported image is written to; by default the working directory"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineJob(TrackingConfig):
-    """From folders of images to grids and figures in MLflow: preprocess, train, fit_prior, render, evaluate."""
+    """Run every stage from folders of images to grids in MLflow, skipping what is finished."""
 
-    input: tuple[Location, ...]
+    example = "python jobs/pipeline.py --input ~/photos --root ~/glo"
+    common_flags = (
+        "preprocess.resolution", "preprocess.holdout", "train.images", "train.workers", "train.batch_size",
+        "train.code.dim", "train.decoder.kind", "train.loss", "evaluate.held_out", "experiment",
+    )  # fmt: skip
+
+    input: Annotated[tuple[Location, ...], MustExist]
     """Folders of image files, searched recursively; .tar shards, .parquet tables, .txt lists of paths; or URIs"""
     root: Path
     """Directory of everything that is made: dataset/, run/, mlflow.db, metrics.json"""

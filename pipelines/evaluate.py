@@ -18,6 +18,7 @@ import ray
 import torch
 from PIL import Image
 
+from glo_core.checkpoint.layout import CODES_METADATA
 from glo_core.checkpoint.reader import Checkpoint
 from glo_core.codes.pca_init import PcaInit
 from glo_core.codes.ridge import RidgeRegression
@@ -173,7 +174,7 @@ def evaluate(job: EvaluateJob) -> EvaluateDone:
         log.info("results in %s", directory)
         return done
 
-    done = EVALUATE.run(job, checkpoint, measure)
+    done = EVALUATE.run(job, job.run, checkpoint, measure)
     print(_table(done), flush=True)
     return done
 
@@ -254,7 +255,7 @@ def _write_codes(path: Path, sums: HeldOutSums) -> None:
     flat = pa.array(sums.codes.reshape(-1))
     codes = pa.FixedSizeListArray.from_arrays(flat, sums.codes.shape[1])
     with atomic_write(path) as temporary:
-        pq.write_table(pa.table({"image_id": sums.ids, "code": codes}), temporary)
+        pq.write_table(pa.table({"image_id": sums.ids, "code": codes}, metadata=CODES_METADATA), temporary)
 
 
 def _held_out_grid(decoder: torch.nn.Module, dataset: Dataset, sums: HeldOutSums) -> Image.Image:

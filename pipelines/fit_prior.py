@@ -43,7 +43,7 @@ def fit_prior(job: FitPriorJob) -> Path:
         log.info("%s fitted to %d codes, in %s", ", ".join(job.kinds), moments.count, directory)
         return FitPriorDone(kinds=job.kinds, codes=moments.count)
 
-    FIT_PRIOR.run(job, checkpoint, fit)
+    FIT_PRIOR.run(job, job.run, checkpoint, fit)
     return directory
 
 

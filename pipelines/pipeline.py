@@ -8,17 +8,12 @@ from typing import Any
 from glo_core.common.errors import settings_of_stage
 from glo_core.common.location import Location
 from glo_core.common.records import write_record
-from pipelines.common.ray_session import ray_session
+from pipelines.common.ray_session import shared_ray_session
 from pipelines.common.records import PipelineMetrics
 from pipelines.common.tracking import tracking_uri
 from pipelines.config import EvaluateJob, FitPriorJob, PipelineJob, RenderJob
-from pipelines.evaluate import evaluate
-from pipelines.fit_prior import fit_prior
 from pipelines.preprocess.config import PreprocessJob
-from pipelines.preprocess.job import preprocess
-from pipelines.render import render
 from pipelines.train.config import TrainJob
-from pipelines.train.job import run_training
 
 _TRACKING = {"tracking_uri": "tracking_uri", "experiment": "experiment"}
 """Settings that every stage has under the same name as the pipeline"""
@@ -32,21 +27,30 @@ def run_pipeline(job: PipelineJob) -> None:
     """
     dataset, run = Location(job.root / "dataset"), job.root / "run"
     tracking: dict[str, Any] = {"tracking_uri": job.tracking_uri, "experiment": job.experiment}
-    with ray_session():
+    with shared_ray_session():
         with settings_of_stage("preprocess", dataset="root", input="input", **_TRACKING):
+            from pipelines.preprocess.job import preprocess  # Each stage when it is its turn: PyTorch takes seconds.
+
             preprocess(PreprocessJob(input=job.input, dataset=dataset, **_fields(job.preprocess), **tracking))
-        with settings_of_stage("train", dataset="root", run="root", **_TRACKING):
+        with settings_of_stage("train", dataset="root", run="root", code_shards="preprocess.code_shards", **_TRACKING):
+            from pipelines.train.job import run_training
+
             done = run_training(TrainJob(dataset=dataset, run=run, **_fields(job.train), **tracking))
         with settings_of_stage("fit_prior", run="root", **_TRACKING):
+            from pipelines.fit_prior import fit_prior
+
             fit_prior(FitPriorJob(run=run, **_fields(job.fit_prior), **tracking))
         with settings_of_stage("render", run="root", **_TRACKING):
+            from pipelines.render import render
+
             grids = render(RenderJob(run=run, decoder_kind=job.train.decoder.kind, **_fields(job.render), **tracking))
         metrics = PipelineMetrics(images_seen=done.images_seen, psnr=done.psnr, pca_psnr=done.pca_psnr)
         write_record(job.root / "metrics.json", metrics)
         with settings_of_stage("evaluate", run="root", **_TRACKING):
-            quality = evaluate(
-                EvaluateJob(run=run, decoder_kind=job.train.decoder.kind, **_fields(job.evaluate), **tracking)
-            )
+            from pipelines.evaluate import evaluate
+
+            kind = job.train.decoder.kind
+            quality = evaluate(EvaluateJob(run=run, decoder_kind=kind, **_fields(job.evaluate), **tracking))
     metrics = dataclasses.replace(metrics, train=quality.train, held_out=quality.held_out)
     write_record(job.root / "metrics.json", metrics)
     print(f"\nmetrics  {job.root / 'metrics.json'}: {json.dumps(dataclasses.asdict(metrics))}")

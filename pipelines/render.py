@@ -45,6 +45,8 @@ class GridRenderer:
         self.images = dataset.images()
         self.decoder = checkpoint.decoder(allow_kind=config.decoder_kind)
         ids, codes = checkpoint.codes()
+        present = np.isin(ids, self.images.ids)  # The dataset may have removed images since.
+        ids, codes = ids[present], codes[present]
         # Fixed by the seed and the ids alone, so that a later checkpoint shows the same images.
         order = np.argsort(mix64(key64("render", config.seed), ids))
         self.ids, self.codes = ids[order], torch.from_numpy(codes[order])
@@ -125,7 +127,7 @@ def render(job: RenderJob) -> Path:
         log.info("%d grids in %s", len(names), directory)
         return RenderDone(grids=tuple(names))
 
-    RENDER.run(job, checkpoint, draw, {"prior": prior})
+    RENDER.run(job, job.run, checkpoint, draw, {"prior": prior})
     return directory
 
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +31,9 @@ os.environ |= {
 }
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+# The tensors of tests are small: threads of theirs would wait for each other longer than they work.
+torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -65,7 +69,7 @@ def head() -> Iterator[Head]:
 def job(head: Head) -> Job:
     """Run `python jobs/<name>.py ...` on the head, to its end."""
 
-    def run(name: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    def run(name: str, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *map(str, arguments)]
         environment = os.environ | {"RAY_ADDRESS": head.address}
         return subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, **options)

@@ -1,5 +1,6 @@
 """A committed checkpoint, opened for reading."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -8,70 +9,71 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from glo_core.checkpoint.layout import MARK, Position, committed_checkpoints, shard_name
-from glo_core.codes.config import CodeConfig
+from glo_core.checkpoint.layout import MARK, CheckpointRecord, newest_checkpoint_directory, shard_name
+from glo_core.codes.config import ResolvedCodeConfig
 from glo_core.common.arrays import Int64Array
 from glo_core.common.digests import digest_file, digest_json
-from glo_core.common.errors import CheckpointError, UserError, one_line
-from glo_core.common.files import differences, read_json, read_parquet
+from glo_core.common.errors import CheckpointError, one_line
+from glo_core.common.files import differences, read_parquet
+from glo_core.common.records import read_record
 from glo_core.common.tensor_files import read_tensors
-from glo_core.decoder.config import DecoderConfig, Shape
-from glo_core.decoder.record import config_of_record, decoder_of_record, decoder_record
+from glo_core.decoder.config import ResolvedDecoderConfig, Shape
+from glo_core.decoder.record import DecoderRecord
 
 
 class Checkpoint:
     """A committed checkpoint, opened for reading; parts are verified as they are read."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory, self.record = directory, read_json(directory / MARK)
-        self.position = Position(**self.record["position"])
-        self.snapshot: str = self.record["snapshot"]
-        self.code_shards: int = self.record["code_shards"]
-        self.code_dim: int = self.record["code_dim"]
-        self.projection: str = self.record["projection"]
-        self.optimizer: str = self.record["code_optimizer"]
+        """Open the checkpoint in `directory`.
+
+        Raises:
+            CheckpointError: if its mark is missing or damaged.
+        """
+        self.directory, self.record = directory, read_record(directory / MARK, CheckpointRecord)
+        self.position, self.snapshot = self.record.position, self.record.snapshot
+        self.code_shards, self.code_dim = self.record.code_shards, self.record.code_dim
+        self.projection, self.optimizer = self.record.projection, self.record.code_optimizer
 
     @classmethod
     def latest(cls, run: Path) -> Self:
         """Open the newest committed checkpoint.
 
         Raises:
-            UserError: if the run has none.
+            CheckpointError: if the run has none.
         """
-        found = committed_checkpoints(run)
-        if not found:
-            raise UserError(f"{run}: no checkpoint here; jobs/train.py --run {run} makes one")
-        return cls(found[-1])
+        return cls(newest_checkpoint_directory(run))
 
     @property
-    def code_config(self) -> CodeConfig:
+    def code_config(self) -> ResolvedCodeConfig:
         """What is known of the codes: their dimension and projection; the rest is the default."""
-        return CodeConfig(dim=self.code_dim, projection=self.projection)  # type: ignore[arg-type]
+        return ResolvedCodeConfig(dim=self.code_dim, projection=self.projection)
 
     @property
     def digest(self) -> str:
         """Digest of the content: position, snapshot and every part."""
-        return digest_json({key: self.record[key] for key in ("position", "snapshot", "parts")})
+        record = dataclasses.asdict(self.record)
+        return digest_json({key: record[key] for key in ("position", "snapshot", "parts")})
 
     def part(self, name: str) -> Path:
         """The path of a part, verified.
 
         Raises:
-            UserError: if it is missing, cut short or altered.
+            CheckpointError: if it is missing, cut short or altered.
         """
-        path, expected = self.directory / name, self.record["parts"].get(name)
+        path, expected = self.directory / name, self.record.parts.get(name)
         remedy = f"delete {self.directory} to go on from an older checkpoint"
         if expected is None:
-            raise UserError(f"{self.directory / MARK}: lists no part {name}; {remedy}")
+            raise CheckpointError(f"{self.directory / MARK}: lists no part {name}; {remedy}")
         if not path.exists():
-            raise UserError(f"{path}: missing from the checkpoint; {remedy}")
-        if path.stat().st_size != expected["bytes"]:
-            raise UserError(
-                f"{path}: {path.stat().st_size} bytes where checkpoint.json says {expected['bytes']}; "
+            raise CheckpointError(f"{path}: missing from the checkpoint; {remedy}")
+        if path.stat().st_size != expected.bytes:
+            raise CheckpointError(
+                f"{path}: {path.stat().st_size} bytes where checkpoint.json says {expected.bytes}; "
                 f"the file is cut short: {remedy}"
             )
-        if digest_file(path) != expected["blake3"]:
-            raise UserError(f"{path}: its bytes are not those that were written (BLAKE3 differs); {remedy}")
+        if digest_file(path) != expected.blake3:
+            raise CheckpointError(f"{path}: its bytes are not those that were written (BLAKE3 differs); {remedy}")
         return path
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
@@ -99,7 +101,7 @@ class Checkpoint:
         Raises:
             CheckpointError: if the decoder is of the user's and neither is given, or `module` has other weights.
         """
-        decoder = decoder_of_record(read_json(self.part("decoder.json")), module, allow_kind)
+        decoder = self.decoder_record().decoder(module, allow_kind)
         tensors = self.tensors("ema")
         decoder.to(next(value.dtype for value in tensors.values() if value.is_floating_point()))
         try:
@@ -115,8 +117,14 @@ class Checkpoint:
         order = np.argsort(ids)
         return ids[order], np.concatenate([shard["code"] for shard in shards])[order]
 
-    def decoder_differences(self, config: DecoderConfig, shape: Shape) -> Sequence[str]:
+    def decoder_record(self) -> DecoderRecord:
+        """What `decoder.json` holds."""
+        return read_record(self.part("decoder.json"), DecoderRecord)
+
+    def decoder_differences(self, config: ResolvedDecoderConfig, shape: Shape) -> Sequence[str]:
         """`key: old -> new` for every setting that another decoder would change."""
-        record = read_json(self.part("decoder.json"))
-        theirs = decoder_record(config_of_record(record), Shape(*(record[name] for name in Shape._fields)))
-        return differences(theirs, decoder_record(config, shape))
+        old, new = self.decoder_record(), DecoderRecord.of(config, shape)
+        return differences(
+            {"decoder": dataclasses.asdict(old.config), **old.shape._asdict()},
+            {"decoder": dataclasses.asdict(new.config), **new.shape._asdict()},
+        )

@@ -46,6 +46,20 @@ class RunRecord(Record):
     """Of a training, oldest first"""
 
 
+def without_imports(identity: dict[str, Any]) -> dict[str, Any]:
+    """The identity of a training without settings that name code to import, as package.module:name.
+
+    A file must not choose which code is run: such a setting comes from the user's own command or recipe.
+    """
+    kept = {}
+    for key, value in identity.items():
+        if isinstance(value, dict):
+            kept[key] = without_imports(value)
+        elif not (key in ("kind", "perceptual_network") and ":" in str(value)):
+            kept[key] = value
+    return kept
+
+
 def read_run_record(directory: Path) -> RunRecord | None:
     """The record of the stage that made `directory`; None if there is no record.
 

@@ -1,17 +1,17 @@
 """The latent codes and their optimizer, as a recipe names them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from glo_core.common.config import Config
+from glo_core.common.config import AutoInt, Config
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodeConfig(Config):
     """The latent codes and their optimizer."""
 
-    dim: int = 0
-    """Latent dimensions; 0 for the images' resolution, but 16 at least and 128 at most"""
+    dim: AutoInt = None
+    """Latent dimensions; auto takes the images' resolution, but 16 at least and 128 at most"""
     init: Literal["pca", "random"] = "pca"
     """Codes start from the images' principal components, or from a Gaussian"""
     init_scale: float = 1.0
@@ -32,14 +32,22 @@ class CodeConfig(Config):
     """Weight of half the squared norm of a raw code beside its image's loss"""
 
     def __post_init__(self) -> None:
-        if self.dim < 0:
-            raise ValueError(f"`code.dim` (={self.dim}) must be at least 1, or 0 for the rule's")
+        if self.dim is not None and self.dim < 1:
+            raise ValueError(f"`dim` (={self.dim}) must be at least 1, or auto")
         if not self.learning_rate >= 0:
-            raise ValueError(f"`code.learning_rate` (={self.learning_rate}) must be at least 0")
+            raise ValueError(f"`learning_rate` (={self.learning_rate}) must be at least 0")
         if not self.init_scale > 0:
-            raise ValueError(f"`code.init_scale` (={self.init_scale}) must be above 0")
+            raise ValueError(f"`init_scale` (={self.init_scale}) must be above 0")
         if not self.weight_decay >= 0:
-            raise ValueError(f"`code.weight_decay` (={self.weight_decay}) must be at least 0")
+            raise ValueError(f"`weight_decay` (={self.weight_decay}) must be at least 0")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`code.{name}` (={getattr(self, name)}) must be at least 0 and below 1")
+                raise ValueError(f"`{name}` (={getattr(self, name)}) must be at least 0 and below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedCodeConfig(CodeConfig):
+    """The latent codes of one training: nothing is left to choose."""
+
+    dim: int = field()
+    """Latent dimensions"""

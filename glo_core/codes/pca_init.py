@@ -9,7 +9,7 @@ from typing import Self
 
 import torch
 
-from glo_core.codes.config import CodeConfig
+from glo_core.codes.config import ResolvedCodeConfig
 from glo_core.codes.projection import to_sphere
 from glo_core.common.arrays import Int64Array, row_chunks
 from glo_core.common.counter_rng import key64, normal
@@ -23,7 +23,7 @@ CHUNK = 2048
 """Images in memory at once."""
 
 
-def random_codes(config: CodeConfig, ids: Int64Array, seed: int) -> torch.Tensor:
+def random_codes(config: ResolvedCodeConfig, ids: Int64Array, seed: int) -> torch.Tensor:
     """Gaussian codes with a mean squared norm of scale^2: N(0, scale^2 I / dim). float64 `[n, dim]`."""
     return torch.from_numpy(normal(key64("codes", seed), ids, config.dim)) * (config.init_scale / config.dim**0.5)
 
@@ -92,7 +92,7 @@ class PcaInit:
         place = torch.searchsorted(cumulative, quantile * cumulative[-1])
         return (place + 1).double().cpu() / 4096
 
-    def codes(self, config: CodeConfig, images: ImageSource, rows: Int64Array, seed: int) -> torch.Tensor:
+    def codes(self, config: ResolvedCodeConfig, images: ImageSource, rows: Int64Array, seed: int) -> torch.Tensor:
         """Start codes of the images at `rows` (int64 `[n]`), float64 `[n, dim]`."""
         scores = self.scores(reduced_pixels(images.take(rows)))
         noise = random_codes(config, images.ids[rows], seed)

@@ -27,8 +27,10 @@ def raw_name(config: CodeConfig) -> str:
 class Table(Protocol):
     """What the loop asks of the codes of one rank: `CodeTable`, or `windows.WindowedTable` where memory is short."""
 
-    config: CodeConfig
     ids: Int64Array
+
+    @property
+    def config(self) -> CodeConfig: ...
 
     @property
     def resident(self) -> "CodeTable":

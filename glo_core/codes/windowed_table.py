@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from glo_core.codes.config import CodeConfig
+from glo_core.codes.config import ResolvedCodeConfig
 from glo_core.codes.table import CodeTable, raw_name
 from glo_core.common.arrays import Int64Array
 from glo_core.common.errors import UserError
@@ -36,7 +36,7 @@ class WindowedTable:
 
     def __init__(
         self,
-        config: CodeConfig,
+        config: ResolvedCodeConfig,
         ids: Int64Array,
         first: Int64Array,
         window: int,
@@ -244,7 +244,7 @@ def _scratch_file(directory: Path | None, rows: int, column: torch.Tensor) -> An
         os.truncate(file.fileno(), size)
     except OSError as error:
         place = directory or tempfile.gettempdir()
-        raise UserError(f"scratch={place}: {os.strerror(error.errno or 0).lower()}; name a local disk") from None
+        raise UserError(f"`scratch` (={place}): {os.strerror(error.errno or 0).lower()}; name a local disk") from None
     return file
 
 
@@ -283,5 +283,5 @@ def _copy_out(tensor: torch.Tensor, file: Any, row: int) -> None:
         try:
             count = os.pwritev(file.fileno(), [buffer], place)
         except OSError as error:
-            raise UserError(f"scratch: {os.strerror(error.errno or 0).lower()}; name a larger disk") from None
+            raise UserError(f"`scratch`: {os.strerror(error.errno or 0).lower()}; name a larger disk") from None
         buffer, place = buffer[count:], place + count

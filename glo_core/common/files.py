@@ -102,26 +102,28 @@ def read_json(place: Path | Location) -> dict[str, Any]:
     return value
 
 
-def open_parquet(place: Path | Location) -> Any:
+def open_parquet(place: Path | Location, error: type[UserError] = UserError) -> Any:
     """Open a Parquet file as a `pyarrow.parquet.ParquetFile`.
 
     Raises:
-        UserError: if the file is missing or not whole.
+        UserError: `error`, if the file is missing or not whole.
     """
     try:
         return pq.ParquetFile(Location(place).open())
     except FileNotFoundError:
-        raise UserError(f"{place}: no such file; copy it back") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(not_whole(place, "Parquet", error)) from None
+        raise error(f"{place}: no such file; copy it back") from None
+    except (pa.ArrowInvalid, OSError) as cause:
+        raise error(not_whole(place, "Parquet", cause)) from None
 
 
-def read_parquet(place: Path | Location, columns: Sequence[str] | None = None) -> Any:
+def read_parquet(
+    place: Path | Location, columns: Sequence[str] | None = None, error: type[UserError] = UserError
+) -> Any:
     """Read a Parquet file as a `pyarrow.Table`; errors as of `open_parquet`."""
     try:
-        return open_parquet(place).read(columns)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(not_whole(place, "Parquet", error)) from None
+        return open_parquet(place, error).read(columns)
+    except (pa.ArrowInvalid, OSError) as cause:
+        raise error(not_whole(place, "Parquet", cause)) from None
 
 
 def not_whole(place: Path | Location, kind: str, error: Exception) -> str:

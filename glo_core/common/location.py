@@ -167,13 +167,6 @@ class Location:
         place._path, place._uri = None, self._uri._replace(path=path)
         return place
 
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        """How Pydantic, where the jobs check their flags with it, makes one from text."""
-        from pydantic_core import core_schema
-
-        return core_schema.no_info_after_validator_function(cls, core_schema.str_schema(min_length=1))
-
 
 @functools.cache
 def _connected(scheme: str, host: str, query: str) -> tuple[Any, str]:

@@ -118,7 +118,7 @@ def _parse(value: Any, kind: Any, name: str) -> Any:
     if origin is tuple and isinstance(value, list):
         return tuple(_parse(item, parts[0], f"{name}[{i}]") for i, item in enumerate(value))
     if origin is dict and isinstance(value, dict):
-        return {key: _parse(item, parts[1], f"{name}.{key}") for key, item in value.items()}
+        return {parts[0](key): _parse(item, parts[1], f"{name}.{key}") for key, item in value.items()}
     if kind is float and type(value) in (int, float):
         return float(value)
     if kind in (str, int, bool) and type(value) is kind:

@@ -8,7 +8,8 @@ import torch
 from glo_core.common.errors import UserError
 from glo_core.common.files import not_whole, write_bytes
 
-METADATA = {"format": "pt", "format_version": "1"}
+METADATA = {"format_version": "1"}
+"""One key: safetensors writes several in an order that differs from process to process, and so would the digests"""
 
 
 def tensor_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:

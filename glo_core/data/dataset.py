@@ -13,11 +13,11 @@ import pyarrow as pa
 import torch
 
 from glo_core.common.arrays import Int64Array, UInt8Array
-from glo_core.common.errors import UserError
+from glo_core.common.errors import DatasetError
 from glo_core.common.location import Location
 from glo_core.dataset_format.blocks import open_block
-from glo_core.dataset_format.config import DatasetConfig, read_config
-from glo_core.dataset_format.snapshots import read_snapshots
+from glo_core.dataset_format.config import ResolvedDatasetConfig
+from glo_core.dataset_format.snapshots import Snapshot, read_dataset, removed_ids
 
 
 class _Batch(NamedTuple):
@@ -45,14 +45,17 @@ class BlockImages:
             readers = [_local_copy(reader, batches, Path(self._scratch.name)) for reader in readers]
             batches = range(len(batches))
         self._batches = [_read_batch(reader, index) for index in batches for reader in readers]
+        # On the axis of all rows of these batches [n]: the batch of each row, its place there, and its id
         part = np.repeat(np.arange(len(self._batches)), [len(batch.ids) for batch in self._batches])
         offset = np.concatenate([np.arange(len(batch.ids)) for batch in self._batches] or [np.empty(0, np.int64)])
         ids = np.concatenate([batch.ids for batch in self._batches] or [np.empty(0, np.int64)])
-        kept = ~np.isin(ids, dataset.removed)
-        self.ids: Int64Array = ids[kept]
-        self._part, self._offset = part[kept], offset[kept]
+        live = ~np.isin(ids, dataset.removed)
+        self.ids: Int64Array = ids[live]
+        """Image ids, int64 `[rows]`, shard by shard and ascending in each"""
+        self._part, self._offset = part[live], offset[live]
 
     def take(self, rows: Int64Array) -> torch.Tensor:
+        """The images at `rows` (int64 `[n]`), uint8 `[n, H, W, C]`."""
         images = np.empty((len(rows), self.resolution, self.resolution, self.channels), np.uint8)
         flat = images.reshape(len(rows), -1)
         for place, (part, offset) in enumerate(zip(self._part[rows], self._offset[rows], strict=True)):
@@ -60,6 +63,7 @@ class BlockImages:
         return torch.from_numpy(images)
 
     def select(self, shards: Sequence[int]) -> "BlockImages":
+        """The training images of `shards`."""
         return BlockImages(self._dataset, shards)
 
 
@@ -80,58 +84,61 @@ def _read_batch(reader: Any, index: int) -> _Batch:
 
 
 class Dataset:
-    """A dataset as of one of its snapshots."""
+    """A dataset as of one of its snapshots, without the images that a later snapshot removed."""
 
-    def __init__(self, path: Location, config: DatasetConfig, snapshots: Sequence[dict[str, Any]]) -> None:
-        self.path, self.config, self.snapshots = path, config, snapshots
-        self.removed: Int64Array = np.array([i for s in snapshots for i in s["removed"]], np.int64)
+    def __init__(
+        self, path: Location, config: ResolvedDatasetConfig, snapshots: Sequence[Snapshot], removed: Int64Array
+    ) -> None:
+        """Take the snapshots up to the one that is meant, oldest first, and all ids that any snapshot removed."""
+        self.path, self.config, self.snapshots, self.removed = path, config, snapshots, removed
 
     @classmethod
     def open(cls, place: str | Path | Location) -> Self:
         """Open the newest snapshot of the dataset at `place`, a directory or a URI.
 
         Raises:
-            UserError: if there is no dataset, it holds no snapshot, or its chain is broken.
+            DatasetError: if there is no dataset, it holds no snapshot, a snapshot is missing, or a record is damaged or
+                of another format or version.
         """
         path = Location(place)
-        if not (path / "dataset.json").exists():
-            raise UserError(f"{path}: no dataset here (dataset.json is missing); jobs/preprocess.py makes one")
-        config, snapshots = read_config(path), read_snapshots(path)
-        if not snapshots:
-            raise UserError(f"{path}: preprocessing has not finished; run it again, it goes on where it stopped")
-        return cls(path, config, snapshots)
+        config, snapshots = read_dataset(path)
+        return cls(path, config, snapshots, removed_ids(snapshots))
 
     @property
     def digest(self) -> str:
-        return str(self.snapshots[-1]["digest"])
+        """The digest of the snapshot, which identifies what the dataset holds."""
+        return self.snapshots[-1].digest
 
     @property
     def root_digest(self) -> str:
         """The digest of the first snapshot: the same for a dataset and all that is appended to it."""
-        return str(self.snapshots[0]["digest"])
+        return self.snapshots[0].digest
 
     @property
     def num_train(self) -> int:
-        return sum(snapshot["counts"]["train"] for snapshot in self.snapshots)
+        """Training images by the counts of the snapshots; images that a later snapshot removed count too."""
+        return sum(snapshot.counts.train for snapshot in self.snapshots)
 
     def at(self, digest: str) -> "Dataset":
-        """The dataset as it was at an older snapshot.
+        """The dataset as it was at an older snapshot, without the images that were removed since.
 
         Raises:
-            UserError: if `digest` is not in the chain.
+            DatasetError: if `digest` is not in the chain.
         """
-        for place, snapshot in enumerate(self.snapshots, start=1):
-            if snapshot["digest"] == digest:
-                return Dataset(self.path, self.config, self.snapshots[:place])
-        known = ", ".join(str(snapshot["digest"])[:12] for snapshot in self.snapshots)
-        raise UserError(f"{self.path}: snapshot {digest[:12]} is not of this dataset (it has {known})")
+        for number, snapshot in enumerate(self.snapshots, start=1):
+            if snapshot.digest == digest:
+                return Dataset(self.path, self.config, self.snapshots[:number], self.removed)
+        chain = ", ".join(snapshot.digest[:12] for snapshot in self.snapshots)
+        raise DatasetError(f"{self.path}: snapshot {digest[:12]} is not of this dataset (it has {chain})")
 
     def block_paths(self) -> list[Location]:
-        return [self.path / "blocks" / block["name"] for snapshot in self.snapshots for block in snapshot["blocks"]]
+        """The Arrow files, in the order of ids."""
+        return [self.path / "blocks" / block.name for snapshot in self.snapshots for block in snapshot.blocks]
 
     def images(self, shards: Sequence[int] | None = None) -> BlockImages:
         """The training images of `shards` (default: all)."""
         return BlockImages(self, range(self.config.code_shards) if shards is None else shards)
 
     def held_out(self) -> BlockImages:
+        """The held-out images."""
         return BlockImages(self, (), holdout=True)

@@ -50,7 +50,7 @@ class LaneOrder:
         epoch: int,
         lane: int,
         snapshot: str,
-        window: int = 0,
+        window: int | None = None,
     ) -> None:
         """Order `ids`.
 
@@ -59,7 +59,7 @@ class LaneOrder:
             steps: T of the epoch, from `steps_per_epoch`.
             rows_per_step: B / L.
             snapshot: digest of the dataset's snapshot.
-            window: rows of a window; 0 for the whole lane.
+            window: rows of a window; None for the whole lane.
         """
         self._ids, self._steps, self._rows_per_step = ids, steps, rows_per_step
         self._key = ("epoch", seed, epoch, lane), snapshot

@@ -1,63 +1,105 @@
 """Blocks: Arrow files of decoded images, a record batch for each code shard and one for the holdout."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from glo_core.common.arrays import Int64Array, UInt8Array
+from glo_core.common.arrays import BoolArray, Int64Array, UInt8Array
 from glo_core.common.digests import digest_file
-from glo_core.common.errors import UserError
+from glo_core.common.errors import DatasetError
 from glo_core.common.files import atomic_write
 from glo_core.common.location import Location
-from glo_core.dataset_format.config import DatasetConfig
+from glo_core.common.records import require_format
+from glo_core.dataset_format.config import ResolvedDatasetConfig
+from glo_core.dataset_format.records import DatasetFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockEntry:
+    """A block as the manifest and the snapshots list it."""
+
+    name: str
+    """Name of the file in `blocks/`"""
+    bytes: int
+    """Size of the file"""
+    blake3: str
+    """BLAKE3-128 of the file's bytes, in hex"""
+
+
+class _BlockFormat(DatasetFile):
+    """What the schema of a block says of itself; everything else is in the manifest."""
+
+    format = "glo-block"
+
+
+METADATA = {"format": _BlockFormat.format, "format_version": str(_BlockFormat.format_version)}
+"""Metadata of a block's schema, as text"""
 
 
 def write_block(
-    place: Path | Location, ids: Int64Array, pixels: UInt8Array, held_out: np.ndarray[Any, Any], shards: int
-) -> dict[str, Any]:
-    """Write one block: a record batch per code shard, then one for the holdout. Returns its `bytes` and `blake3`.
+    place: Path | Location, ids: Int64Array, pixels: UInt8Array, held_out: BoolArray, shards: int
+) -> BlockEntry:
+    """Write one block: a record batch per code shard, then one for the holdout; whole or not at all.
 
     Args:
         ids: int64 `[n]`, ascending.
         pixels: uint8 `[n, H, W, C]`.
         held_out: bool `[n]`.
-        shards: S.
+        shards: S, the number of code shards.
     """
+    # [n, H, W, C] -> [n, H * W * C]
     flat = np.ascontiguousarray(pixels).reshape(len(ids), math.prod(pixels.shape[1:]))
-    schema = pa.schema([("image_id", pa.int64()), ("image", pa.binary(int(flat.shape[1])))])
-    groups = [np.flatnonzero(~held_out & (ids % shards == shard)) for shard in range(shards)]
+    schema = pa.schema([("image_id", pa.int64()), ("image", pa.binary(int(flat.shape[1])))], METADATA)
+    # Rows of each shard, [n_s] for s = 0 ... S - 1, ascending like the ids
+    shard_rows = [np.flatnonzero(~held_out & (ids % shards == shard)) for shard in range(shards)]
     with atomic_write(place) as temporary:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as file:
-            for rows in [*groups, np.flatnonzero(held_out)]:
+            for rows in [*shard_rows, np.flatnonzero(held_out)]:
                 buffers = [None, pa.py_buffer(np.ascontiguousarray(flat[rows]))]
                 images = pa.FixedSizeBinaryArray.from_buffers(schema.field("image").type, len(rows), buffers)
                 file.write_batch(pa.record_batch([pa.array(ids[rows]), images], schema=schema))
-        return {"bytes": temporary.stat().st_size, "blake3": digest_file(temporary)}
+        return BlockEntry(name=Location(place).name, bytes=temporary.stat().st_size, blake3=digest_file(temporary))
 
 
-def open_block(place: Path | Location, config: DatasetConfig) -> Any:
-    """Map a block (a remote one: open it) and check its shape. Returns a `pyarrow.RecordBatchFileReader`.
+def open_block(place: Path | Location, config: ResolvedDatasetConfig) -> Any:
+    """Map a block (a remote one: open it) and check its format and shape.
+
+    Returns:
+        A `pyarrow.RecordBatchFileReader` of S + 1 batches, with the columns image_id (int64) and image (binary of
+        H * W * C bytes).
 
     Raises:
-        UserError: if the file is missing, cut short, or of another dataset.
+        DatasetError: if the file is missing, cut short, of another dataset, or of another format or version.
     """
     path = Location(place)
     try:
         reader = pa.ipc.open_file(path.open())
     except FileNotFoundError:
-        raise UserError(f"{path}: no such block; the dataset's manifest lists it: copy it back") from None
+        raise DatasetError(f"{path}: no such block; the dataset's manifest lists it: copy it back") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(
+        raise DatasetError(
             f"{path}: not a whole Arrow file ({path.size()} bytes; {str(error).splitlines()[0]}); "
             "copy it back, or preprocess again into a new dataset"
         ) from None
+    require_format(_format_values(reader.schema.metadata or {}), _BlockFormat, path)
     expected = pa.binary(config.image_bytes)
     if reader.num_record_batches != config.code_shards + 1 or reader.schema.field("image").type != expected:
-        raise UserError(
+        raise DatasetError(
             f"{path}: {reader.num_record_batches} record batches of {reader.schema.field('image').type}, "
             f"where this dataset has {config.code_shards + 1} of {expected}"
         )
     return reader
+
+
+def _format_values(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """`format` and `format_version` of a schema, as a JSON record would hold them."""
+    values: dict[str, Any] = {
+        key.decode(): metadata[key].decode() for key in (b"format", b"format_version") if key in metadata
+    }
+    version = values.get("format_version", "")
+    return values | ({"format_version": int(version)} if version.isdecimal() else {})

@@ -1,26 +1,22 @@
-"""What a dataset is: `dataset.json`, and the policy by which files become pixels."""
+"""What a dataset is, and the policy by which files become pixels."""
 
-import dataclasses
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from PIL import ImageColor
 
-from glo_core.common.config import Config
-from glo_core.common.files import FORMAT_VERSION, read_json
-from glo_core.common.location import Location
+from glo_core.common.config import AutoInt, Config, OffInt
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodePolicy(Config):
     """How a file becomes pixels. Two datasets of different policies hold different images."""
 
-    resolution: int = 0
-    """Side of the square images in pixels: 4 * 2^n with n >= 1; 0 for what suits the images of the first run"""
-    channels: int = 0
-    """1 for grey, 3 for RGB; 0 for grey where all images looked at are"""
-    tight_crop: int = 0
-    """Side in pixels of a central crop taken before resizing (CelebA's faces: 108); 0 crops to the shorter side"""
+    resolution: AutoInt = None
+    """Side of the square images in pixels: 8, 16, 32, ...; auto takes what suits the images of the first run"""
+    channels: AutoInt = None
+    """1 for grey, 3 for RGB; auto takes grey where all images of a sample are grey"""
+    tight_crop: OffInt = None
+    """Side in pixels of a central crop taken before resizing (CelebA's faces: 108); off crops to the shorter side"""
     background: str = "#ffffff"
     """Colour under transparent pixels, as '#rrggbb' or a CSS name"""
     draft: bool = True
@@ -36,12 +32,12 @@ class DecodePolicy(Config):
 
     def __post_init__(self) -> None:
         side = self.resolution
-        if side and (side < 8 or side & (side - 1)):
-            raise ValueError(f"`resolution` (={side}) must be 4 * 2^n: 8, 16, 32, 64, 128, 256, ...")
-        if self.channels not in (0, 1, 3):
-            raise ValueError(f"`channels` (={self.channels}) must be 1 (grey) or 3 (RGB)")
-        if self.tight_crop < 0:
-            raise ValueError(f"`tight_crop` (={self.tight_crop}) must be 0 (off) or a side in pixels")
+        if side is not None and (side < 8 or side & (side - 1)):
+            raise ValueError(f"`resolution` (={side}) must be 4 * 2^n: 8, 16, 32, 64, 128, 256, ..., or auto")
+        if self.channels not in (None, 1, 3):
+            raise ValueError(f"`channels` (={self.channels}) must be 1 (grey), 3 (RGB), or auto")
+        if self.tight_crop is not None and self.tight_crop < 1:
+            raise ValueError(f"`tight_crop` (={self.tight_crop}) must be a side in pixels, or off")
         if self.max_pixels < 1 or self.min_side < 1:
             raise ValueError(f"`max_pixels` (={self.max_pixels}) and `min_side` (={self.min_side}) must be at least 1")
         try:
@@ -73,21 +69,16 @@ class DatasetConfig(DecodePolicy):
         if not 0 <= self.holdout < 1:
             raise ValueError(f"`holdout` (={self.holdout}) must be at least 0 and below 1")
 
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedDatasetConfig(DatasetConfig):
+    """What one dataset is: nothing is left to choose."""
+
+    resolution: int = field()
+    """Side of the square images in pixels"""
+    channels: int = field()
+    """1 for grey, 3 for RGB"""
+
     @property
     def image_bytes(self) -> int:
         return self.resolution * self.resolution * self.channels
-
-
-def read_config(path: Location) -> DatasetConfig:
-    record = read_json(path / "dataset.json")
-    return DatasetConfig(**record["config"])
-
-
-def config_record(config: DatasetConfig) -> dict[str, Any]:
-    """What `dataset.json` holds."""
-    return {
-        "format_version": FORMAT_VERSION,
-        "dtype": "uint8",
-        "layout": "HWC",
-        "config": dataclasses.asdict(config),
-    }

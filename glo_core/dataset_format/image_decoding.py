@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageFile, ImageOps, UnidentifiedImageError
 
 from glo_core.common.arrays import UInt8Array
-from glo_core.dataset_format.config import DecodePolicy
+from glo_core.dataset_format.config import ResolvedDatasetConfig
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 """Pillow's names of the formats that are read; of an animation, the first frame."""
@@ -60,7 +60,7 @@ class RejectedImageError(Exception):
         self.detail = " ".join(detail.split())[:160]
 
 
-def decode(data: bytes, policy: DecodePolicy) -> Decoded:
+def decode(data: bytes, policy: ResolvedDatasetConfig) -> Decoded:
     """Decode, turn upright, flatten, crop to the central square and resize with antialiasing.
 
     Sets two of Pillow's globals while it runs, so that one process decodes on one thread.
@@ -126,7 +126,7 @@ def _cut_short(data: bytes) -> bool:
     return data.startswith(b"BM") and len(data) < int.from_bytes(data[2:6], "little")
 
 
-def _square(image: Image.Image, policy: DecodePolicy) -> Image.Image:
+def _square(image: Image.Image, policy: ResolvedDatasetConfig) -> Image.Image:
     """The upright central square of `image` in the policy's mode and at its resolution."""
     width, height = image.size
     side = min(width, height, policy.tight_crop or width)
@@ -152,7 +152,7 @@ def _square(image: Image.Image, policy: DecodePolicy) -> Image.Image:
     return square
 
 
-def _draft(image: Image.Image, policy: DecodePolicy, side: int) -> float:
+def _draft(image: Image.Image, policy: ResolvedDatasetConfig, side: int) -> float:
     """Have libjpeg scale in the frequency domain, while `side` pixels still cover the resolution. Returns 1 to 8."""
     width, height = image.size
     least = max(policy.resolution * width // side, 1), max(policy.resolution * height // side, 1)
@@ -169,7 +169,7 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return turned
 
 
-def _flatten(image: Image.Image, policy: DecodePolicy) -> Image.Image:
+def _flatten(image: Image.Image, policy: ResolvedDatasetConfig) -> Image.Image:
     """Bring to a mode that is resized channel by channel: L, RGB, CMYK or LAB; transparency over the background."""
     if image.mode.startswith(("I", "F")):
         # Pillow clips 16-bit grey at 255 instead of scaling it: bring [0, 65535] to [0, 255] first.
@@ -192,7 +192,7 @@ def _flatten(image: Image.Image, policy: DecodePolicy) -> Image.Image:
 # ---------------------------------------------------------------- colour
 
 
-def _to_mode(square: Image.Image, policy: DecodePolicy) -> Image.Image:
+def _to_mode(square: Image.Image, policy: ResolvedDatasetConfig) -> Image.Image:
     """From L, RGB, CMYK or LAB to the policy's mode, through the embedded profile where there is one."""
     transform = None
     if square.mode == "LAB":
@@ -204,7 +204,7 @@ def _to_mode(square: Image.Image, policy: DecodePolicy) -> Image.Image:
     return square if square.mode == policy.mode else square.convert(policy.mode)
 
 
-def _foreign_profile(image: Image.Image, policy: DecodePolicy) -> bool:
+def _foreign_profile(image: Image.Image, policy: ResolvedDatasetConfig) -> bool:
     profile = image.info.get("icc_profile", b"")
     return policy.srgb and bool(profile) and b"sRGB" not in profile and b"s\0R\0G\0B" not in profile
 

@@ -63,16 +63,18 @@ def require_allowed_kind(kind: str, module: nn.Module | None, allow_kind: str | 
     from the command, names it too; and a decoder that was a module comes back only by `module`.
     """
     if kind in KINDS and module is not None:
-        raise CheckpointError(f"decoder={type(module).__name__}: this run has a decoder of kind {kind}; leave it out")
+        raise CheckpointError(
+            f"`decoder` (={type(module).__name__}): this run has a decoder of kind {kind}; leave it out"
+        )
     if kind == MODULE and module is None:
         raise CheckpointError(
-            "decoder.kind=module: the decoder of this run was given as a module, which no file holds; give it again: "
-            "glo.load(run, decoder=module)"
+            "`decoder.kind` (=module): the decoder of this run was given as a module, which no file holds; "
+            "give it again: glo.load(run, decoder=module)"
         )
     if kind not in KINDS and module is None and kind != allow_kind:
         raise CheckpointError(
-            f"decoder.kind={kind}: this class is imported only if your own command names it too: "
-            f'glo.load(run, decoder="{kind}")'
+            f"`decoder.kind` (={kind}): this class is imported only if your own command names it too: "
+            f'`decoder_kind` {kind}, or glo.load(run, decoder="{kind}")'
         )
 
 
@@ -98,8 +100,8 @@ def _imported(kind: str, shape: Shape) -> nn.Module:
     try:
         decoder = getattr(importlib.import_module(module_name), class_name)(**shape._asdict())
     except Exception as error:  # The user's code raises anything.
-        raise ConfigError(f"decoder.kind={kind}: {one_line(error)}") from error
-    return _with_exact_norms(decoder, shape, f"decoder.kind={kind}")
+        raise ConfigError(f"`decoder.kind` (={kind}): {one_line(error)}") from error
+    return _with_exact_norms(decoder, shape, f"`decoder.kind` (={kind})")
 
 
 def _with_exact_norms(decoder: nn.Module, shape: Shape, name: str) -> nn.Module:

@@ -1,9 +1,9 @@
 """What kind of decoder, and how large."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
-from glo_core.common.config import Config
+from glo_core.common.config import AutoInts, Config
 
 DecoderKind = Literal["seed", "dcgan", "residual"]
 KINDS: tuple[DecoderKind, ...] = get_args(DecoderKind)
@@ -24,8 +24,8 @@ class DecoderConfig(Config):
 
     kind: str = "dcgan"
     """seed, dcgan, residual, or your own: package.module:Class, called with code_dim, resolution and channels"""
-    filters: tuple[int, ...] = ()
-    """Channels at 4, 8, 16, ... px, one per doubling; empty for the rule's, see docs/training.md"""
+    filters: AutoInts = None
+    """Channels at 4, 8, 16, ... px, one number for each doubling; auto chooses by the resolution"""
     kernel_size: int = 3
     """Seed only: side of the transposed convolutions but for the first and the last"""
     batch_norm_momentum: float = 0.01
@@ -35,17 +35,17 @@ class DecoderConfig(Config):
 
     def __post_init__(self) -> None:
         if self.kind not in (*KINDS, MODULE) and not all(self.kind.partition(":")):
-            raise ValueError(f"`decoder.kind` (={self.kind}) must be {', '.join(KINDS)}, or package.module:Class")
-        if any(width < 1 for width in self.filters):
-            raise ValueError(f"`decoder.filters` (={list(self.filters)}) must be positive")
+            raise ValueError(f"`kind` (={self.kind}) must be {', '.join(KINDS)}, or package.module:Class")
+        if self.filters is not None and any(width < 1 for width in self.filters):
+            raise ValueError(f"`filters` (={list(self.filters)}) must be at least 1 each, or auto")
         if self.kernel_size < 2:
-            raise ValueError(f"`decoder.kernel_size` (={self.kernel_size}) must be at least 2")
+            raise ValueError(f"`kernel_size` (={self.kernel_size}) must be at least 2")
         if self.kernel_size != DecoderConfig.kernel_size and self.kind != "seed":
-            raise ValueError(f"`decoder.kernel_size` (={self.kernel_size}) needs kind=seed, not {self.kind}")
+            raise ValueError(f"`kernel_size` (={self.kernel_size}) needs `kind` seed, not {self.kind}")
         if not 0 < self.batch_norm_momentum <= 1:
-            raise ValueError(f"`decoder.batch_norm_momentum` (={self.batch_norm_momentum}) must be in (0, 1]")
+            raise ValueError(f"`batch_norm_momentum` (={self.batch_norm_momentum}) must be in (0, 1]")
         if self.modulation and self.kind != "residual":
-            raise ValueError(f"`decoder.modulation` needs kind=residual, not {self.kind}")
+            raise ValueError(f"`modulation` needs `kind` residual, not {self.kind}")
 
     def widths(self, resolution: int) -> tuple[int, ...]:
         """Channels of each hidden layer at `resolution`.
@@ -54,7 +54,7 @@ class DecoderConfig(Config):
             ValueError: if `filters` is of another length than `resolution` needs.
         """
         doublings = _doublings(resolution)
-        widths = self.filters or self.default_widths(resolution)
+        widths = self.filters if self.filters is not None else self.default_widths(resolution)
         if len(widths) != doublings:
             raise ValueError(
                 f"`decoder.filters` (={list(widths)}) must have {doublings} entries for images of {resolution} px"
@@ -69,6 +69,14 @@ class DecoderConfig(Config):
         first = min(per_pixel * resolution, widest)
         # Halved where the area is four times as large: every doubling takes as many operations.
         return tuple(max(first >> level, _NARROWEST) for level in range(_doublings(resolution)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedDecoderConfig(DecoderConfig):
+    """The decoder of one training: nothing is left to choose."""
+
+    filters: tuple[int, ...] = field()
+    """Channels at 4, 8, 16, ... px, one number for each doubling; none for a decoder of your own"""
 
 
 def _doublings(resolution: int) -> int:

@@ -16,16 +16,17 @@ RAMP_UP = 0.05
 class EmaDecoder:
     """A second decoder that follows the first."""
 
-    def __init__(self, decoder: nn.Module, half_life: float) -> None:
-        """Start at `decoder`'s weights; `half_life` is in images, 0 for no averaging."""
+    def __init__(self, decoder: nn.Module, half_life: float | None) -> None:
+        """Start at `decoder`'s weights; `half_life` is in images, None for no averaging."""
         self.decoder = copy.deepcopy(decoder).eval().requires_grad_(False)
         self.half_life = half_life
 
     @torch.no_grad()
     def update(self, decoder: nn.Module, images_seen: int, images: int) -> None:
         """Follow `decoder` after a step of `images` images that ended at `images_seen`."""
-        half_life = min(self.half_life, RAMP_UP * images_seen)
-        decay = 0.5 ** (images / half_life) if half_life > 0 else 0.0
+        decay = 0.0
+        if self.half_life is not None and images_seen:
+            decay = 0.5 ** (images / min(self.half_life, RAMP_UP * images_seen))
         torch._foreach_lerp_(list(self.decoder.parameters()), list(decoder.parameters()), 1 - decay)
         for mine, theirs in self._other_buffers(decoder):
             mine.copy_(theirs)

@@ -1,44 +1,52 @@
 """`decoder.json`: all that makes a decoder of the same kind."""
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
+from glo_core.common.errors import CheckpointError, UserError
+from glo_core.common.records import Record
 from glo_core.decoder.build import make_decoder, require_allowed_kind
-from glo_core.decoder.config import MODULE, DecoderConfig, Shape
+from glo_core.decoder.config import MODULE, DecoderConfig, ResolvedDecoderConfig, Shape
 
 
-def decoder_record(config: DecoderConfig, shape: Shape) -> dict[str, Any]:
-    """What `decoder.json` says: all that makes a decoder of the same kind."""
-    values = dataclasses.asdict(config)
-    # Those in use, whatever the rule for them becomes.
-    return {
-        "config": {**values, "filters": list(config.filters or config.default_widths(shape.resolution))},
-        **shape._asdict(),
-    }
+@dataclass(frozen=True, kw_only=True)
+class DecoderRecord(Record):
+    """What `decoder.json` holds."""
 
+    format: ClassVar[str] = "glo-decoder"
+    error: ClassVar[type[UserError]] = CheckpointError
+    anew: ClassVar[str] = "train anew into another run directory"
 
-def config_of_record(record: Mapping[str, Any]) -> DecoderConfig:
-    """The config of what `decoder.json` holds."""
-    return DecoderConfig(**{**record["config"], "filters": tuple(record["config"]["filters"])})
+    config: ResolvedDecoderConfig
+    code_dim: int
+    resolution: int
+    """Side of the images in pixels"""
+    channels: int
 
+    @classmethod
+    def of(cls, config: ResolvedDecoderConfig, shape: Shape) -> "DecoderRecord":
+        """The record of a decoder that `make_decoder` makes of the same arguments."""
+        # The widths in use are recorded, so that a later change of the default does not change this run.
+        return cls(config=ResolvedDecoderConfig(**vars(config)), **shape._asdict())
 
-def decoder_of_record(
-    record: Mapping[str, Any], module: nn.Module | None = None, allow_kind: str | None = None
-) -> nn.Module:
-    """The decoder that `decoder.json` describes, in its initial state.
+    @property
+    def shape(self) -> Shape:
+        """What the decoder maps between."""
+        return Shape(self.code_dim, self.resolution, self.channels)
 
-    Args:
-        module: the decoder itself, where the record's kind is one of the user's own.
-        allow_kind: the class of the user's that may be imported, as package.module:Class.
+    def decoder(self, module: nn.Module | None = None, allow_kind: str | None = None) -> nn.Module:
+        """The decoder, in its initial state.
 
-    Raises:
-        CheckpointError: if the record names a class that neither of the two gives.
-    """
-    config = config_of_record(record)
-    require_allowed_kind(config.kind, module, allow_kind)
-    if module is not None:
-        config = DecoderConfig(kind=MODULE)
-    return make_decoder(config, **{name: record[name] for name in Shape._fields}, module=module)
+        Args:
+            module: the decoder itself, where the record's kind is one of the user's own; it is copied.
+            allow_kind: the class of the user's that may be imported, as package.module:Class.
+
+        Raises:
+            CheckpointError: if the record names a class that neither of the two gives.
+            UserError: if the decoder cannot be made.
+        """
+        require_allowed_kind(self.config.kind, module, allow_kind)
+        config = self.config if module is None else DecoderConfig(kind=MODULE)
+        return make_decoder(config, **self.shape._asdict(), module=module)

@@ -9,7 +9,7 @@ from glo_core.common.config import Config
 class InvertConfig(Config):
     """How codes of unseen images are found."""
 
-    starts: int = 3
+    restarts: int = 3
     """Starts of each image: a ridge regression from its PCA scores, the mean code, then codes of training images"""
     steps: int = 100
     """Steps of Adam on the best start of each image, at a rate that falls to 0 along a cosine"""
@@ -19,7 +19,7 @@ class InvertConfig(Config):
     """Seed of the choice of training images"""
 
     def __post_init__(self) -> None:
-        for name in ("starts", "steps"):
+        for name in ("restarts", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` (={getattr(self, name)}) must be at least 1")
         if not self.learning_rate > 0:

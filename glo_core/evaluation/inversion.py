@@ -10,7 +10,7 @@ import math
 import numpy as np
 import torch
 
-from glo_core.codes.config import CodeConfig
+from glo_core.codes.config import ResolvedCodeConfig
 from glo_core.codes.pca_init import PcaInit
 from glo_core.codes.projection import PROJECTIONS
 from glo_core.codes.ridge import apply_ridge
@@ -53,28 +53,28 @@ class Inverter:
         """
         self.decoder, self.start, self.weights, self.config = decoder.requires_grad_(False), start, weights, config
         self.learned = learned.to(next(decoder.parameters()))
-        self.code = CodeConfig(dim=learned.shape[1], projection=projection, beta1=0.9, beta2=0.99)  # type: ignore[arg-type]
+        self.code = ResolvedCodeConfig(dim=learned.shape[1], projection=projection, beta1=0.9, beta2=0.99)  # type: ignore[arg-type]
 
     def codes(self, images: ImageSource, rows: Int64Array) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes `[b, dim]` of the images at `rows` (int64 `[b]`), and their mean squared errors in [-1, 1], `[b]`."""
         target = to_target(images.take(rows).to(self.learned.device), self.learned.dtype)
         # One start after the other: all at once would need as much more memory.
-        scouted = [self._descend(start, target, _SCOUT_STEPS) for start in self._starts(images, rows)]
+        scouted = [self._descend(start, target, _SCOUT_STEPS) for start in self._init_codes(images, rows)]
         codes, losses = (torch.stack(each) for each in zip(*scouted, strict=True))
         chosen = codes[losses.argmin(0), torch.arange(len(rows), device=codes.device)]
         return self._descend(chosen, target, self.config.steps)
 
-    def _starts(self, images: ImageSource, rows: Int64Array) -> list[torch.Tensor]:
+    def _init_codes(self, images: ImageSource, rows: Int64Array) -> list[torch.Tensor]:
         """Start codes, `[b, dim]` each."""
         project = PROJECTIONS[self.code.projection]
         starts = [self.learned.mean(0).expand(len(rows), -1)]
         if self.start is not None and self.weights is not None:
             scores = self.start.codes(self.code, images, rows, self.config.seed)
             starts.insert(0, apply_ridge(scores, self.weights))
-        for number in range(2, self.config.starts + 1):
+        for number in range(2, self.config.restarts + 1):
             choice = mix64(key64("invert", self.config.seed, number), images.ids[rows]) % np.uint64(len(self.learned))
             starts.append(self.learned[torch.from_numpy(choice.astype(np.int64))])
-        return [project(codes.to(self.learned)) for codes in starts[: self.config.starts]]
+        return [project(codes.to(self.learned)) for codes in starts[: self.config.restarts]]
 
     def _descend(self, codes: torch.Tensor, target: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes and their losses after `steps` steps; a code that was better at its start stays there."""

@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from glo_core.common.config import Config
+from glo_core.common.config import AutoInt, Config
 
 _TERM = re.compile(r"(?:(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*\*?\s*)?([a-z][a-z0-9_]*)")
 
@@ -13,16 +13,16 @@ _TERM = re.compile(r"(?:(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*\*?\s*)?([a-z][a-z0-9
 class PyramidConfig(Config):
     """The Laplacian pyramid of the loss `pyramid`."""
 
-    levels: int = 0
-    """Levels above the low-pass residual; 0 for as many as leave a residual of 4 px"""
+    levels: AutoInt = None
+    """Levels above the low-pass residual; auto takes as many as leave a residual of 4 px"""
     falloff: float = 0.25
     """Weight of a level's mean absolute error over that of the next finer one: 2^(-2j) at level j"""
 
     def __post_init__(self) -> None:
-        if self.levels < 0:
-            raise ValueError(f"`pyramid.levels` (={self.levels}) must be at least 1, or 0 for the resolution's own")
+        if self.levels is not None and self.levels < 1:
+            raise ValueError(f"`levels` (={self.levels}) must be at least 1, or auto")
         if not self.falloff > 0:
-            raise ValueError(f"`pyramid.falloff` (={self.falloff}) must be above 0")
+            raise ValueError(f"`falloff` (={self.falloff}) must be above 0")
 
     def depth(self, resolution: int) -> int:
         """Levels above the residual at `resolution`.
@@ -31,7 +31,7 @@ class PyramidConfig(Config):
             ValueError: if a level would be smaller than 2 px.
         """
         most = int(math.log2(resolution)) - 1
-        if self.levels > most:
+        if self.levels is not None and self.levels > most:
             raise ValueError(f"`pyramid.levels` (={self.levels}) must be at most {most} at {resolution} px")
         return self.levels or max(most - 1, 1)
 

@@ -72,15 +72,15 @@ def _vgg16() -> nn.Module:
         models = importlib.import_module("torchvision.models")
     except ImportError:
         raise UserError(
-            "perceptual_network=vgg16 needs torchvision, which is not installed; pip install torchvision, "
+            "`perceptual_network` (=vgg16) needs torchvision, which is not installed; pip install torchvision, "
             "or name a network of your own as package.module:function"
         ) from None
     try:
         vgg16 = models.vgg16(weights=models.VGG16_Weights.IMAGENET1K_V1)
     except Exception as error:  # torchvision raises many types: no network, a file cut short.
         raise UserError(
-            f"perceptual_network=vgg16: torchvision could not load its weights ({one_line(error)}); put them into "
-            f"{torch.hub.get_dir()}/checkpoints, or name a network of your own as package.module:function"
+            f"`perceptual_network` (=vgg16): torchvision could not load its weights ({one_line(error)}); put "
+            f"them into {torch.hub.get_dir()}/checkpoints, or name a network of your own as package.module:function"
         ) from None
     return _Features(vgg16.features, _VGG16_LAYERS)
 
@@ -94,10 +94,10 @@ def _imported(name: str, resolution: int) -> nn.Module:
         # A bare tensor would pass for a sequence of as many maps as there are images.
         valid = not isinstance(maps, torch.Tensor) and all(len(item) == 2 and item.is_floating_point() for item in maps)
     except Exception as error:  # Whatever the user's code raises.
-        raise UserError(f"perceptual_network={name}: {one_line(error)}") from error
+        raise UserError(f"`perceptual_network` (={name}): {one_line(error)}") from error
     if not valid:
         raise UserError(
-            f"perceptual_network={name}: makes {type(maps).__name__} of two images where a list or tuple of feature "
-            "maps is needed, each with a row per image"
+            f"`perceptual_network` (={name}): makes {type(maps).__name__} of two images where a list or tuple of "
+            "feature maps is needed, each with a row per image"
         )
     return network

@@ -1,14 +1,14 @@
-"""What a training takes where nothing was said: from the number of images and their size.
+"""What a training takes where a setting says auto: from the number of images and their size.
 
-`docs/training.md` states the rule, LOG.md the measurements that it rests on.
+`docs/training.md` states each rule; the log has the measurements that it rests on.
 """
 
 import dataclasses
-from typing import TypeVar
+from typing import Any
 
-from glo_core.training.config import TrainConfig
-
-ConfigT = TypeVar("ConfigT", bound=TrainConfig)
+from glo_core.codes.config import ResolvedCodeConfig
+from glo_core.decoder.config import ResolvedDecoderConfig
+from glo_core.training.config import ResolvedTrainConfig, TrainConfig
 
 _IMAGES_PER_PLACE = 1024
 """Images for each place in a batch: small batches learn more of each image, large ones are faster"""
@@ -16,19 +16,31 @@ _IMAGES_TO_SEE, _GROWTH = 15_000, 0.4
 """Of one image, and the power of the number of images that it grows with: 154 epochs of 2,059 images, 20 of 60,000"""
 
 
-def completed(config: ConfigT, num_images: int, resolution: int) -> ConfigT:
-    """`config` with a batch size, a code dimension and widths of the decoder where it has none."""
+def resolve_defaults(
+    config: TrainConfig, num_images: int, resolution: int, earlier: ResolvedTrainConfig | None = None
+) -> ResolvedTrainConfig:
+    """The recipe of a training on `num_images` images of `resolution` px.
+
+    What `config` leaves to be chosen is what `earlier`, the recipe of the same run, has; else it follows the
+    rules. A resolved config stays as it is.
+    """
+    if isinstance(config, ResolvedTrainConfig):
+        return config
+    fields, code, decoder = _fields(config, TrainConfig), _fields(config.code), _fields(config.decoder)
+    chosen_by_run = None if earlier is None else (earlier.batch_size, earlier.code.dim, earlier.decoder.filters)
     # The largest power of two up to N / 1024, but 16 at least and 256 at most.
-    batch_size = config.batch_size or 1 << min(max(num_images // _IMAGES_PER_PLACE, 16), 256).bit_length() - 1
-    dim = config.code.dim or min(max(resolution, 16), 128)
-    return dataclasses.replace(
-        config,
-        batch_size=batch_size,
-        code=dataclasses.replace(config.code, dim=dim),
-        decoder=dataclasses.replace(
-            config.decoder, filters=config.decoder.filters or config.decoder.default_widths(resolution)
-        ),
-    )
+    batch_size = 1 << min(max(num_images // _IMAGES_PER_PLACE, 16), 256).bit_length() - 1
+    dim = min(max(resolution, 16), 128)
+    batch_size, dim, filters = chosen_by_run or (batch_size, dim, config.decoder.default_widths(resolution))
+    code |= {"dim": config.code.dim or dim}
+    decoder |= {"filters": config.decoder.filters or filters}
+    resolved = {"code": ResolvedCodeConfig(**code), "decoder": ResolvedDecoderConfig(**decoder)}
+    return ResolvedTrainConfig(**fields | resolved | {"batch_size": config.batch_size or batch_size})
+
+
+def _fields(config: Any, owner: type | None = None) -> dict[str, Any]:
+    """The values of the fields that the class `owner` of `config` declares or inherits."""
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(owner or type(config))}
 
 
 def images_to_see(num_images: int) -> int:

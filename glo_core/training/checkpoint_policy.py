@@ -41,7 +41,7 @@ class CheckpointPolicy:
             refresh: recomputes the averaged decoder's running statistics, before each checkpoint.
         """
         self.learner, self.meter, self.intervals, self.refresh = learner, meter, intervals, refresh
-        self.runtime = learner.runtime
+        self.runtime, self.images = learner.runtime, images
         self._writer = CheckpointWriter(run, images, self.runtime) if run is not None else None
         self._agreement = Agreement(self.runtime)
         self._since = self._looked = time.monotonic()
@@ -87,8 +87,8 @@ class CheckpointPolicy:
         with self.meter.timing("checkpoint"):
             self.refresh()
             if self._writer is not None:
-                record = checkpoint_record(self.learner, self.meter.train_psnr)
-                self._writer.begin(position, self.learner.table, record, lambda: decoder_files(self.learner))
+                record = checkpoint_record(self.learner, self.images, position, self.meter.train_psnr)
+                self._writer.begin(self.learner.table, record, lambda: decoder_files(self.learner))
         self._agreement.forget()
         self._kept, self._since = position, time.monotonic()
 

@@ -15,7 +15,7 @@ from glo_core.data.epoch_order import LaneEpoch, LaneOrder, images_before_step, 
 from glo_core.data.image_cache import ResidentImages, place_images
 from glo_core.data.image_source import ImageSource
 from glo_core.data.lanes import lanes_of_rank, num_lanes, shards_of_lane
-from glo_core.training.config import TrainConfig
+from glo_core.training.config import ResolvedTrainConfig
 from glo_core.training.learner import Batch, Learner
 
 STATISTICS_STEPS = 16
@@ -27,7 +27,9 @@ ASSIGNED_STEPS = 256
 class EpochBatches:
     """This rank's share of the order of training."""
 
-    def __init__(self, config: TrainConfig, images: ImageSource, runtime: Runtime, cache: Cache = "disk") -> None:
+    def __init__(
+        self, config: ResolvedTrainConfig, images: ImageSource, runtime: Runtime, cache: Cache = "disk"
+    ) -> None:
         """Share `images` (all shards) out by lanes, and keep this rank's where `cache` says.
 
         Raises:
@@ -51,8 +53,8 @@ class EpochBatches:
         for rank in range(runtime.world_size):
             if not self.sizes[lanes_of_rank(rank, world_size=runtime.world_size, lanes=self.lanes)].sum():
                 raise UserError(
-                    f"workers={runtime.world_size}: worker {rank} would hold none of the {self.sizes.sum()} images; "
-                    "use fewer workers"
+                    f"`workers` (={runtime.world_size}): worker {rank} would hold none of the "
+                    f"{self.sizes.sum()} images; use fewer workers"
                 )
         self.first = np.concatenate([[0], np.cumsum(self.sizes[self.mine])])
         """First row of each of this rank's lanes in its table, and the end"""
@@ -118,6 +120,6 @@ def refresh_statistics(learner: Learner, epochs: EpochBatches) -> None:
 def too_many_workers(workers: int, code_shards: int, batch_size: int) -> str:
     lanes = num_lanes(code_shards, batch_size)
     return (
-        f"workers={workers} is more than the {lanes} lanes of code_shards={code_shards} and "
-        f"batch_size={batch_size}; use at most {lanes} workers"
+        f"`workers` (={workers}) is more than the {lanes} lanes of `code_shards` (={code_shards}) and "
+        f"`batch_size` (={batch_size}); use at most {lanes} workers"
     )

@@ -26,6 +26,8 @@ class Growth:
     def __init__(self, dim: int) -> None:
         self.regression = RidgeRegression(dim)
         self._new: list[Int64Array] = []
+        self.removed = 0
+        """Rows of the checkpoint whose images this rank's shards no longer hold"""
 
     def meet(self, start: torch.Tensor, learned: torch.Tensor, new_rows: Int64Array) -> None:
         """Add old rows by their start codes and learned codes, `[n, dim]`, and the rows (int64) that are new."""

@@ -8,11 +8,11 @@ from glo_core.codes.pca_init import CHUNK, PcaInit, random_codes
 from glo_core.codes.table import CodeTable, Table, raw_name
 from glo_core.codes.windowed_table import WindowedTable
 from glo_core.common.arrays import row_chunks
-from glo_core.common.errors import UserError
+from glo_core.common.errors import ConfigError
 from glo_core.common.files import write_bytes
 from glo_core.common.runtime import Runtime
 from glo_core.data.image_source import ImageSource
-from glo_core.training.config import TrainConfig
+from glo_core.training.config import ResolvedTrainConfig
 from glo_core.training.epoch_batches import EpochBatches
 from glo_core.training.learner import DTYPES
 
@@ -21,17 +21,17 @@ def init_table(epochs: EpochBatches, runtime: Runtime, run: Path | None, scratch
     """The codes of this rank at their start; a run keeps its PCA basis.
 
     Raises:
-        UserError: if a window has fewer rows than a lane has in a step.
+        ConfigError: if a window has fewer rows than a lane has in a step.
     """
     config, images = epochs.config, epochs.images
     code, dtype = config.code, DTYPES[config.precision]
     table: Table
-    if 0 < config.window < epochs.rows_per_step:
-        raise UserError(
-            f"window={config.window}: must be at least {epochs.rows_per_step}, the rows of a lane in a step of "
-            f"batch_size={config.batch_size}, or 0 for all"
+    if config.window is not None and config.window < epochs.rows_per_step:
+        raise ConfigError(
+            f"`window` (={config.window}) must be at least {epochs.rows_per_step}, the rows of a lane in a step of "
+            f"`batch_size` (={config.batch_size}), or all"
         )
-    if config.window and epochs.sizes.max() > config.window:
+    if config.window is not None and epochs.sizes.max() > config.window:
         table = WindowedTable(
             code, images.ids, epochs.first, config.window, device=runtime.device, dtype=dtype, scratch=scratch
         )
@@ -48,7 +48,7 @@ def init_table(epochs: EpochBatches, runtime: Runtime, run: Path | None, scratch
     return table
 
 
-def _pca_init(config: TrainConfig, images: ImageSource, runtime: Runtime, run: Path | None) -> PcaInit:
+def _pca_init(config: ResolvedTrainConfig, images: ImageSource, runtime: Runtime, run: Path | None) -> PcaInit:
     kept = run / "pca_init.safetensors" if run is not None else None
     # All ranks must take the same branch: rank 0 decides.
     if kept is not None and runtime.all_gather(kept.exists())[0]:

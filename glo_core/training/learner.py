@@ -22,7 +22,7 @@ from glo_core.decoder.ema import EmaDecoder
 from glo_core.losses.pixel import mse
 from glo_core.losses.pixel_ranges import to_target, to_unit
 from glo_core.losses.weighted_sum import Loss, make_loss, require_loss_per_image
-from glo_core.training.config import TrainConfig
+from glo_core.training.config import ResolvedTrainConfig
 from glo_core.training.schedule import Rates
 
 NUM_SUMS = 6
@@ -46,7 +46,7 @@ class Learner:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: ResolvedTrainConfig,
         images: ImageSource,
         table: Table,
         runtime: Runtime,
@@ -123,7 +123,7 @@ class Learner:
         torch._foreach_div_(gradients, self.config.batch_size)
         # |g|_2 over all parameters; the host does not read it here, so that nothing waits for the device.
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
-        if self.config.clip_norm:
+        if self.config.clip_norm is not None:
             torch._foreach_mul_(gradients, (self.config.clip_norm / norm.clamp_min(1e-12)).clamp_max(1))
         for group in self.optimizer.param_groups:
             group["lr"] = rate_factor * self.config.learning_rate
@@ -131,7 +131,7 @@ class Learner:
         return norm
 
 
-def _optimizer(config: TrainConfig, decoder: torch.nn.Module) -> torch.optim.Optimizer:
+def _optimizer(config: ResolvedTrainConfig, decoder: torch.nn.Module) -> torch.optim.Optimizer:
     weights = decoder.parameters()
     if config.optimizer == "sgd":
         return torch.optim.SGD(weights, lr=config.learning_rate, momentum=config.beta1, fused=True)

@@ -1,34 +1,41 @@
 """What a checkpoint keeps of the decoder and its optimizer: tensors by name."""
 
-from typing import Any
-
 import torch
 
-from glo_core.common.files import FORMAT_VERSION
-from glo_core.decoder.record import decoder_record
+from glo_core.checkpoint.async_writer import DecoderFiles
+from glo_core.checkpoint.layout import CheckpointRecord, Position
+from glo_core.common.records import record_bytes
+from glo_core.data.image_source import ImageSource
+from glo_core.decoder.record import DecoderRecord
 from glo_core.training.learner import Learner
 
 
-def checkpoint_record(learner: Learner, train_psnr: float | None) -> dict[str, Any]:
-    """What `checkpoint.json` says of the recipe, and of how good the decoder was in training."""
+def checkpoint_record(
+    learner: Learner, images: ImageSource, position: Position, train_psnr: float | None
+) -> CheckpointRecord:
+    """What `checkpoint.json` will hold of a checkpoint at `position`, before its parts are written."""
     code = learner.config.code
-    return {
-        "code_dim": code.dim,
-        "projection": code.projection,
-        "code_optimizer": code.optimizer,
-        "precision": learner.config.precision,
-        "train_psnr": train_psnr,
-    }
+    return CheckpointRecord(
+        position=position,
+        snapshot=images.snapshot,
+        code_shards=images.code_shards,
+        code_dim=code.dim,
+        projection=code.projection,
+        code_optimizer=code.optimizer,
+        precision=learner.config.precision,
+        train_psnr=train_psnr,
+        parts={},
+    )
 
 
-def decoder_files(learner: Learner) -> dict[str, Any]:
-    """Content of the decoder's files, copied: JSON records and tensors by name."""
+def decoder_files(learner: Learner) -> DecoderFiles:
+    """A copy of the decoder's files, by name."""
     decoder = learner.decoder
     names = [name for name, _ in decoder.named_parameters()]
     state = learner.optimizer.state_dict()["state"]
     optimizer = {f"{names[i]}/{key}": value for i, values in state.items() for key, value in values.items()}
     return {
-        "decoder.json": {"format_version": FORMAT_VERSION, **decoder_record(learner.config.decoder, learner.shape)},
+        "decoder.json": record_bytes(DecoderRecord.of(learner.config.decoder, learner.shape)),
         "decoder.safetensors": _row_major(decoder.state_dict()),
         "ema.safetensors": _row_major(learner.ema.decoder.state_dict()),
         "optimizer.safetensors": _row_major(optimizer),

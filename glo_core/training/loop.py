@@ -22,7 +22,7 @@ from glo_core.evaluation.pca_baseline import PcaBaseline
 from glo_core.evaluation.record import MetricsRecord, metrics_path
 from glo_core.losses.weighted_sum import Loss
 from glo_core.model import CodesById, Model
-from glo_core.training.auto_config import completed
+from glo_core.training.auto_config import resolve_defaults
 from glo_core.training.checkpoint_policy import AGREE_STEPS, CheckpointPolicy
 from glo_core.training.config import Intervals, TrainConfig
 from glo_core.training.epoch_batches import EpochBatches, refresh_statistics
@@ -104,15 +104,15 @@ def train_phase(
         DivergedError: if the loss is no longer finite; the checkpoints before it stay.
     """
     runtime, intervals = runtime or SingleProcess(), intervals or Intervals()
-    config = completed(config, len(images.ids), images.resolution)
+    recipe = resolve_defaults(config, len(images.ids), images.resolution)
 
     # Order, start and state.
     if runtime.device.type == "cpu":
         keep_freed_memory()
-    epochs = EpochBatches(config, images, runtime, cache)
-    newest = newest_checkpoint(config, images, runtime, run)
+    epochs = EpochBatches(recipe, images, runtime, cache)
+    newest = newest_checkpoint(recipe, images, runtime, run)
     table = init_table(epochs, runtime, run, scratch)
-    learner = Learner(config, epochs.images, table, runtime, module=decoder, loss=loss)
+    learner = Learner(recipe, epochs.images, table, runtime, module=decoder, loss=loss)
     position = restore_or_begin(learner, epochs, phase, newest, warm_start)
     meter = Meter(learner)
     keeper = CheckpointPolicy(
@@ -126,7 +126,7 @@ def train_phase(
             learner.table.begin_epoch([of_lane.windows for of_lane in orders])
             batches = meter.waiting_for(epochs.batches(orders, position.step))
             for step, batch in enumerate(batches, position.step):
-                rates = phase.rates(position.images_seen, config)
+                rates = phase.rates(position.images_seen, recipe)
                 sums = learner.step(batch, rates)
                 before, position = position, _advance(position, epochs)
                 seen = position.images_seen - before.images_seen
@@ -194,6 +194,6 @@ def _advance(position: Position, epochs: EpochBatches) -> Position:
     )
 
 
-def _crossed(before: Position, after: Position, interval: int) -> bool:
+def _crossed(before: Position, after: Position, interval: int | None) -> bool:
     """Whether a multiple of `interval` images was passed."""
-    return interval > 0 and after.images_seen // interval > before.images_seen // interval
+    return interval is not None and after.images_seen // interval > before.images_seen // interval

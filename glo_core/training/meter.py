@@ -64,8 +64,8 @@ class Meter:
             config = self.learner.config
             raise DivergedError(
                 f"a loss, gradient or weight is not finite at {images_seen} images: training diverged; lower "
-                "learning_rate "
-                f"(={config.learning_rate}) or code.learning_rate (={config.code.learning_rate}); "
+                "`learning_rate` "
+                f"(={config.learning_rate}) or `code.learning_rate` (={config.code.learning_rate}); "
                 "the last checkpoint is kept"
             )
 

@@ -11,7 +11,7 @@ from glo_core.common.files import differences
 from glo_core.common.records import parse_value
 from glo_core.data.image_source import ImageSource
 from glo_core.training.auto_config import images_to_see
-from glo_core.training.config import TrainConfig
+from glo_core.training.config import ResolvedTrainConfig
 
 
 def read_training(run: Path) -> RunRecord | None:
@@ -39,14 +39,14 @@ def _name(value: Any) -> str:
     return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
-def recipe_of(record: RunRecord) -> TrainConfig:
+def recipe_of(record: RunRecord) -> ResolvedTrainConfig:
     """The recipe of a run.
 
     Raises:
         CheckpointError: if the record lacks a setting, or has one of another type.
     """
     try:
-        return parse_value(record.identity, TrainConfig)
+        return parse_value(record.identity, ResolvedTrainConfig)
     except ValueError as error:
         raise CheckpointError(f"run.json: identity.{error}; the file is damaged, copy it back") from None
 

@@ -1,5 +1,6 @@
 """A learner brought to the state of a checkpoint."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from glo_core.common.errors import UserError
 from glo_core.common.files import differences
 from glo_core.common.runtime import Runtime
 from glo_core.data.image_source import ImageSource, rows_of_shards
-from glo_core.decoder.config import DecoderConfig, Shape
-from glo_core.training.config import TrainConfig
+from glo_core.decoder.config import ResolvedDecoderConfig, Shape
+from glo_core.training.config import ResolvedTrainConfig
 from glo_core.training.epoch_batches import EpochBatches
 from glo_core.training.growth import Growth
 from glo_core.training.learner import Learner
@@ -22,7 +23,7 @@ from glo_core.training.schedule import Phase
 
 
 def newest_checkpoint(
-    config: TrainConfig, images: ImageSource, runtime: Runtime, run: Path | None
+    config: ResolvedTrainConfig, images: ImageSource, runtime: Runtime, run: Path | None
 ) -> Checkpoint | None:
     """The newest committed checkpoint of `run`, the same one on every rank; None if there is none.
 
@@ -55,7 +56,11 @@ def restore_or_begin(
     growth = _restore(checkpoint, learner, epochs.images)
     position = checkpoint.position
     if position.phase == phase.number:
-        if checkpoint.snapshot != epochs.snapshot or position.step >= epochs.steps:
+        too_far = position.step >= epochs.steps
+        if too_far and learner.runtime.all_reduce_sum(torch.tensor(growth.removed, device=learner.runtime.device)):
+            # Without the removed images the epoch has fewer steps, and is over.
+            position, too_far = dataclasses.replace(position, epoch=position.epoch + 1, step=0), False
+        if checkpoint.snapshot != epochs.snapshot or too_far:
             raise UserError(
                 f"{checkpoint.directory}: is of other images or another batch size than those given (snapshot "
                 f"{checkpoint.snapshot[:12]}, step {position.step} of an epoch); give the ones it was trained with"
@@ -66,13 +71,13 @@ def restore_or_begin(
     return Position(images_seen=position.images_seen, phase=phase.number, epoch=position.epoch + 1)
 
 
-def require_decoder(checkpoint: Checkpoint, config: DecoderConfig, shape: Shape) -> None:
+def require_decoder(checkpoint: Checkpoint, config: ResolvedDecoderConfig, shape: Shape) -> None:
     """Raise `UserError` if the decoder of `checkpoint` is not of this kind and shape."""
     changed = checkpoint.decoder_differences(config, shape)
     if changed:
         raise UserError(
-            f"warm_start={checkpoint.directory}: has another decoder ({'; '.join(changed)}); give the same settings, "
-            "or start without it"
+            f"`warm_start` (={checkpoint.directory}): has another decoder ({'; '.join(changed)}); give the same "
+            "settings, or start without it"
         )
 
 
@@ -84,7 +89,7 @@ def _start_decoder(checkpoint: Checkpoint, learner: Learner) -> None:
     learner.ema.decoder.load_state_dict(tensors)
 
 
-def _require_recipe(checkpoint: Checkpoint, config: TrainConfig, images: ImageSource) -> None:
+def _require_recipe(checkpoint: Checkpoint, config: ResolvedTrainConfig, images: ImageSource) -> None:
     """Raise `UserError` if the codes and the decoder are not those of a training by `config`."""
     names = ("dim", "projection", "optimizer")
     held = dict(zip(names, (checkpoint.code_dim, checkpoint.projection, checkpoint.optimizer), strict=True))
@@ -142,5 +147,6 @@ def _restore_shard(checkpoint: Checkpoint, table: Table, shard: int, first: int,
     start = columns[name_of_raw][torch.from_numpy(here)].clone()
     for name, column in columns.items():
         column[torch.from_numpy(here)] = torch.from_numpy(stored[name][there]).to(column)
+    growth.removed += len(stored["image_id"]) - len(there)
     growth.meet(start, torch.from_numpy(stored[name_of_raw][there]), first + np.delete(np.arange(last - first), here))
     table.write(first, columns)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from glo_core.training.config import TrainConfig
+from glo_core.training.config import ResolvedTrainConfig
 
 
 class Rates(NamedTuple):
@@ -24,7 +24,7 @@ class Phase:
     target: int
     """Images seen at its end"""
 
-    def rates(self, images_seen: int, config: TrainConfig) -> Rates:
+    def rates(self, images_seen: int, config: ResolvedTrainConfig) -> Rates:
         """What the learning rates are multiplied with at `images_seen`."""
         seen = max(images_seen - self.start, 0)
         rise = min((seen + config.batch_size) / config.warm_up, 1.0) if config.warm_up else 1.0

@@ -11,10 +11,10 @@ import torch
 
 from glo_core.checkpoint.layout import committed_checkpoints
 from glo_core.checkpoint.reader import Checkpoint
-from glo_core.checkpoint.run_record import RUN_FILE, PhaseRecord, RunRecord
+from glo_core.checkpoint.run_record import RUN_FILE, PhaseRecord, RunRecord, without_imports
 from glo_core.codes.config import CodeConfig
 from glo_core.codes.table import CodeTable, raw_name
-from glo_core.common.errors import CheckpointError, ConfigError, UserError
+from glo_core.common.errors import CheckpointError, UserError
 from glo_core.common.records import read_record, write_record
 from glo_core.common.runtime import Runtime
 from glo_core.data.dataset import Dataset
@@ -22,8 +22,8 @@ from glo_core.data.image_source import ImageSource, TensorImages
 from glo_core.evaluation.record import MetricsRecord, metrics_path
 from glo_core.losses.weighted_sum import Loss
 from glo_core.training import phases as run_phases
-from glo_core.training.auto_config import completed, images_to_see
-from glo_core.training.config import TrainConfig
+from glo_core.training.auto_config import images_to_see, resolve_defaults
+from glo_core.training.config import ResolvedTrainConfig, TrainConfig
 from glo_core.training.hooks import ProgressBar
 from glo_core.training.loop import TrainResult, train_phase
 from glo_core.training.schedule import Phase
@@ -32,7 +32,7 @@ from glo_core.training.schedule import Phase
 class _Plan(NamedTuple):
     """What a call of `train` does with a run."""
 
-    recipe: TrainConfig
+    recipe: ResolvedTrainConfig
     phases: tuple[PhaseRecord, ...]
     """The last one is trained"""
     newest: Path | None
@@ -115,7 +115,7 @@ class TrainingSession:
 
     def _train(
         self,
-        recipe: TrainConfig,
+        recipe: ResolvedTrainConfig,
         images: ImageSource,
         dataset: Dataset | None,
         phase: Phase,
@@ -148,7 +148,7 @@ class TrainingSession:
             self.bar.end()
 
     def _finished(
-        self, run: Path, recipe: TrainConfig, newest: Checkpoint, images: ImageSource, dataset: Dataset | None
+        self, run: Path, recipe: ResolvedTrainConfig, newest: Checkpoint, images: ImageSource, dataset: Dataset | None
     ) -> TrainResult:
         """The result of a training that has reached its target, as the run has it."""
         metrics = read_record(metrics_path(run, newest.position.images_seen), MetricsRecord)
@@ -164,21 +164,14 @@ class TrainingSession:
         )
 
 
-def _resolve(config: TrainConfig | None, record: RunRecord | None, images: ImageSource) -> TrainConfig:
-    """`config` with nothing left open: as the run has it, or else by the rules for `images`."""
-    recorded = run_phases.recipe_of(record) if record is not None else None
-    config = config or recorded or TrainConfig()
-    if recorded is not None:
-        config = dataclasses.replace(
-            config,
-            batch_size=config.batch_size or recorded.batch_size,
-            code=dataclasses.replace(config.code, dim=config.code.dim or recorded.code.dim),
-            decoder=dataclasses.replace(config.decoder, filters=config.decoder.filters or recorded.decoder.filters),
+def _resolve(config: TrainConfig | None, record: RunRecord | None, images: ImageSource) -> ResolvedTrainConfig:
+    """`config` with nothing left to choose: as the run has it, or else by the rules for `images`."""
+    earlier = run_phases.recipe_of(record) if record is not None else None
+    if config is None and record is not None and without_imports(record.identity) != record.identity:
+        raise CheckpointError(
+            "the recipe of this run names code to import, which a file must not choose; give the recipe: config=..."
         )
-    try:
-        return completed(config, len(images.ids), images.resolution)
-    except ValueError as error:  # A setting does not go with one that a rule has chosen.
-        raise ConfigError(str(error)) from None
+    return resolve_defaults(config or earlier or TrainConfig(), len(images.ids), images.resolution, earlier)
 
 
 def _new_record(identity: dict[str, Any], images: ImageSource, dataset: Dataset | None) -> RunRecord:

@@ -13,7 +13,7 @@ from glo_core.data.dataset import Dataset
 from pipelines.common.ray_session import ray_session
 from pipelines.common.records import RUN_FILE, read_run_record
 from pipelines.common.stage import DoneT, Input, Stage, identity_of, open_stage, run_id_of
-from pipelines.config import EvaluateJob, FitPriorJob, RenderJob
+from pipelines.common.tracking import TrackingConfig
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class FollowUp(Generic[DoneT]):
 
     def run(
         self,
-        job: FitPriorJob | RenderJob | EvaluateJob,
+        job: TrackingConfig,
+        run: Path,
         checkpoint: Checkpoint,
         work: Callable[[Stage[DoneT]], DoneT],
         inputs: Mapping[str, Input] | None = None,
@@ -41,17 +42,19 @@ class FollowUp(Generic[DoneT]):
         """What `done.json` holds: of an earlier command, or else what `work` returns, called while Ray is connected.
 
         Args:
+            job: of the class that `config_type` is a base of.
+            run: directory of the run.
             inputs: what the results depend on beside `checkpoint`, by name.
 
         Raises:
             UserError: as of `open_stage`, `ray_session` and `work`, or if MLflow does not answer.
         """
-        directory = self.directory(job.run, checkpoint)
-        newest = Input(checkpoint.directory, checkpoint.digest, run_id_of(job.run))
+        directory = self.directory(run, checkpoint)
+        newest = Input(checkpoint.directory, checkpoint.digest, run_id_of(run))
         with open_stage(
             self.name,
             directory,
-            root=job.run.parent,
+            root=run.parent,
             identity=identity_of(job, self.config_type),
             inputs={"checkpoint": newest, **(inputs or {})},
             done_type=self.done_type,

@@ -1,4 +1,7 @@
-"""The connection to Ray: a cluster if RAY_ADDRESS names one, else this machine for as long as the job runs."""
+"""The connection to Ray: a cluster if RAY_ADDRESS names one, else this machine for as long as the job runs.
+
+Ray is imported when it is connected to: a user's mistake is told before that.
+"""
 
 import contextlib
 import logging
@@ -8,10 +11,21 @@ import socket
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import ray
-import ray.exceptions
-
 from glo_core.common.errors import UserError
+
+_shared: list[contextlib.ExitStack] = []
+"""What closes a connection that outlives its stage, within `shared_ray_session`"""
+
+
+@contextlib.contextmanager
+def shared_ray_session() -> Iterator[None]:
+    """Let the stages in the block share one connection, made when the first of them needs it."""
+    with contextlib.ExitStack() as closing:
+        _shared.append(closing)
+        try:
+            yield
+        finally:
+            _shared.remove(closing)
 
 
 @contextlib.contextmanager
@@ -21,9 +35,20 @@ def ray_session() -> Iterator[None]:
     Raises:
         UserError: if RAY_ADDRESS names a cluster that does not answer, or Ray does not start here.
     """
+    import ray
+
     if ray.is_initialized():
         yield
         return
+    with contextlib.ExitStack() as closing:
+        _connect()
+        (_shared[-1] if _shared else closing).callback(ray.shutdown)
+        yield
+
+
+def _connect() -> None:
+    import ray
+
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
@@ -43,10 +68,6 @@ def ray_session() -> Iterator[None]:
         raise UserError(
             f"Ray does not start on this machine: {line}; if the machine is busy, try again later"
         ) from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _require_answer(address: str) -> None:
@@ -62,6 +83,8 @@ def _require_answer(address: str) -> None:
 
 def num_cpus() -> float:
     """Logical CPUs of the cluster."""
+    import ray
+
     return float(ray.cluster_resources().get("CPU", 1))
 
 
@@ -71,6 +94,8 @@ def task_results(tasks: Sequence[Any]) -> Iterator[Any]:
     Raises:
         UserError: that a task raised.
     """
+    import ray
+
     for task in tasks:
         try:
             yield ray.get(task)

@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from PIL import Image
 
-from glo_core.common.config import Config
+from glo_core.common.config import AutoText, Config
 from glo_core.common.errors import ConfigError, UserError
 from glo_core.common.location import Location
 
@@ -24,8 +24,8 @@ from glo_core.common.location import Location
 class TrackingConfig(Config):
     """Where runs are tracked."""
 
-    tracking_uri: str = ""
-    """MLflow server or database; default: MLFLOW_TRACKING_URI, else mlflow.db beside the outputs"""
+    tracking_uri: AutoText = None
+    """MLflow server or database; auto takes MLFLOW_TRACKING_URI, else mlflow.db beside the outputs"""
     experiment: str = "glo"
     """MLflow experiment"""
 

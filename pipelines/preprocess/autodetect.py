@@ -16,15 +16,15 @@ from pipelines.preprocess.containers import is_container, list_members, read_mem
 from pipelines.preprocess.sources import Source, place_of, read_file
 from pipelines.preprocess.walk import list_files, no_file
 
-_LOOKS = 256
+SAMPLE_SIZE = 256
 """Images of a source that are looked at"""
-_CONTAINERS = 4
+SAMPLE_CONTAINERS = 4
 """Containers of a source that are opened for them"""
-_NEARLY = 1.15
-"""An image of 28 px may become one of 32 px"""
-_LARGEST = 128
-"""Resolution that is chosen at most; more is for whoever asks for it"""
-_GREY = frozenset({"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L"})
+ENLARGEMENT = 1.15
+"""How much larger than the median image the result may be: an image of 28 px may become one of 32 px"""
+MAX_RESOLUTION = 128
+"""Largest resolution that is suggested; a larger one is set by hand"""
+GREY_MODES = frozenset({"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L"})
 
 
 class SuggestedFormat(NamedTuple):
@@ -34,44 +34,45 @@ class SuggestedFormat(NamedTuple):
     """1 where every image looked at is stored in grey, else 3"""
 
 
-def suggest_format(sources: Sequence[Source], tight_crop: int = 0) -> SuggestedFormat:
-    """What suits some of the images of `sources`, of which `tight_crop` pixels are kept if it is not 0.
+def suggest_format(sources: Sequence[Source], tight_crop: int | None = None) -> SuggestedFormat:
+    """What suits a sample of the images of `sources`, of which a crop of `tight_crop` px is kept, if any.
 
     Raises:
         UserError: if a source holds no file.
     """
     sides, grey = [], True
     for source in sources:
-        for data in _some(source):
+        for data in _sample(source):
             try:
                 with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                     sides.append(min(*image.size, tight_crop or min(image.size)))
-                    grey &= image.mode in _GREY
-            except Exception:  # Whatever is no image; why is told when it is decoded.
+                    grey &= image.mode in GREY_MODES
+            except Exception:  # No image: decoding will say why.
                 continue
-    if not sides:  # Decoding will say why each is none.
-        return SuggestedFormat(_LARGEST, 3)
-    side = _NEARLY * statistics.median(sides)
-    return SuggestedFormat(max(size for size in (8, 16, 32, 64, _LARGEST) if size <= max(side, 8)), 1 if grey else 3)
+    if not sides:
+        return SuggestedFormat(MAX_RESOLUTION, 3)
+    side = max(ENLARGEMENT * statistics.median(sides), 8)
+    resolution = max(size for size in (8, 16, 32, 64, MAX_RESOLUTION) if size <= side)
+    return SuggestedFormat(resolution, 1 if grey else 3)
 
 
-def _some(source: Source) -> Iterator[bytes]:
-    """The bytes of some images of `source`, whatever the order in which its files are listed."""
+def _sample(source: Source) -> Iterator[bytes]:
+    """The bytes of images of `source`: the same ones whatever the order in which its files are listed."""
     chosen: list[tuple[bytes, bytes]] = []
     for files in list_files(source):
         keys = ((digest(path), path) for path in files.paths)
-        chosen = heapq.nsmallest(_LOOKS, itertools.chain(chosen, keys))
+        chosen = heapq.nsmallest(SAMPLE_SIZE, itertools.chain(chosen, keys))
     if not chosen:
         raise no_file(source)
     paths = [path for _, path in chosen]
-    containers = [path for path in paths if is_container(path)][:_CONTAINERS]
+    containers = [path for path in paths if is_container(path)][:SAMPLE_CONTAINERS]
     for path in containers:
         with contextlib.suppress(RejectedImageError):
             place = place_of(source.base, path)
             members = list_members(place)
-            step = -(-len(members.names) * _CONTAINERS // _LOOKS) or 1
-            found = read_members(place, members.starts[::step], members.lengths[::step])
-            yield from (data for _, data in found if isinstance(data, bytes))
+            step = -(-len(members.names) * SAMPLE_CONTAINERS // SAMPLE_SIZE) or 1
+            contents = read_members(place, members.starts[::step], members.lengths[::step])
+            yield from (data for _, data in contents if isinstance(data, bytes))
     for path in paths:
         if not is_container(path):
             with contextlib.suppress(RejectedImageError, ValueError):  # A line of a list that is no URI

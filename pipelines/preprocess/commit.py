@@ -1,201 +1,240 @@
 """The snapshot: one small file, written last, that makes a plan's images part of the dataset."""
 
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from glo_core.common.arrays import Int64Array
-from glo_core.common.errors import UserError
-from glo_core.common.files import FORMAT_VERSION, open_parquet, read_json, read_parquet, write_json
+from glo_core.common.arrays import Int64Array, UInt8Array
+from glo_core.common.errors import DatasetError, UserError
+from glo_core.common.files import read_parquet
 from glo_core.common.location import Location
-from glo_core.dataset_format.blocks import open_block
-from glo_core.dataset_format.config import read_config
+from glo_core.common.records import write_record
+from glo_core.dataset_format.blocks import BlockEntry, open_block
+from glo_core.dataset_format.config import ResolvedDatasetConfig
 from glo_core.dataset_format.hash_index import HashIndex, halves, key_column
-from glo_core.dataset_format.manifest import block_path, live_ids, manifest_path, read_parts, rows_of
-from glo_core.dataset_format.snapshots import snapshot_digest
+from glo_core.dataset_format.manifest import (
+    block_path,
+    live_ids,
+    manifest_path,
+    open_part,
+    part_name,
+    read_parts,
+    rows_of,
+)
+from glo_core.dataset_format.records import read_config
+from glo_core.dataset_format.snapshots import Snapshot, SnapshotCounts, snapshot_digest, snapshot_path
 from pipelines.common.versions import library_versions
-from pipelines.preprocess.content_index import EarlierSnapshots
-from pipelines.preprocess.plan import Plan, plan_names
-
-
-def snapshot_path(dataset: Location, number: int) -> Location:
-    return dataset / "snapshots" / f"{number:06d}.json"
+from pipelines.preprocess.content_index import CommittedContents
+from pipelines.preprocess.plan import Plan, open_plans
 
 
 def commit(
-    dataset: Location, plan: Plan, snapshots: Sequence[Mapping[str, Any]], earlier: EarlierSnapshots, mlflow_run_id: str
-) -> tuple[dict[str, Any], str]:
+    dataset: Location, plan: Plan, snapshots: Sequence[Snapshot], committed: CommittedContents, mlflow_run_id: str
+) -> tuple[Snapshot, str]:
     """Write the snapshot of a plan whose blocks are done.
 
-    Returns it, and a complaint about an input that never gave an image ("" if there is none).
+    Returns:
+        The snapshot, and a complaint about an input that never gave an image ("" if there is none).
 
     Raises:
         UserError: if nothing in the plan is an image, which leaves no trace; or if a block is gone.
     """
     columns = ["image_id", "source", "content_hash", "split", "status", "reason"]
-    parts = [read_parquet(manifest_path(dataset, plan.number, block), columns) for block in range(plan.blocks)]
+    blocks = range(len(plan.block_rows))
+    parts = [read_parquet(manifest_path(dataset, plan.number, block), columns, DatasetError) for block in blocks]
     manifest = pa.concat_tables(parts)
     images = manifest.filter(pc.equal(manifest.column("status"), "image"))
-    complaint = _without_image(plan, manifest, earlier)
+    complaint = _input_without_image(plan, manifest, committed)
     if complaint and not len(images):
         _discard(dataset, plan)
         raise UserError(complaint)
+    config = read_config(dataset)
     ids, hashes = images.column("image_id").to_numpy(), key_column(images.column("content_hash"))
-    late = _late_duplicates(ids, hashes)
-    replaced = _replaced(dataset, plan, manifest, snapshots) if plan.on_change == "replace" else {}
-    kept = ~np.isin(ids, list(late))
-    train = kept & np.asarray(pc.equal(images.column("split"), "train"))
-    status, reasons = (_counts(manifest.column(name)) for name in ("status", "reason"))
-    gone = split_counts(dataset, np.array(list(replaced), np.int64))
-    counts = {
-        "files": plan.rows,
-        "train": int(train.sum()) - gone["train"],
-        "holdout": int((kept & ~train).sum()) - gone["holdout"],
-        "duplicate": status["duplicate"] + len(late),
-        "rejected": status["rejected"],
-    }
-    blocks = [_block_record(dataset, plan.number, block) for block in range(plan.blocks)]
+    duplicate_of = _late_duplicates(ids, hashes)
+    replaced = _replaced(dataset, plan, manifest, snapshots) if plan.record.on_change == "replace" else {}
+    # bool [images of the plan]
+    is_first = ~np.isin(ids, list(duplicate_of))
     snapshot = write_snapshot(
         dataset,
         snapshots,
-        ids=ids[kept],
-        hashes=hashes[kept],
-        removed=np.array(sorted([*late, *replaced]), np.int64),
-        record={
-            "counts": counts,
-            "rejected": dict(reasons),
-            "duplicate_of": {str(key): late[key] for key in sorted(late)},
-            "replaced": {str(key): replaced[key] for key in sorted(replaced)},
-            "blocks": blocks,
-            "sources": plan.sources,
-            "mlflow_run_id": mlflow_run_id,
-        },
+        config,
+        ids=ids[is_first],
+        hashes=hashes[is_first],
+        removed=[*duplicate_of, *replaced],
+        counts=_count(dataset, manifest, duplicate_of, replaced),
+        rejected=dict(_value_counts(manifest.column("reason"))),
+        duplicate_of=duplicate_of,
+        replaced=replaced,
+        blocks=[_block_entry(dataset, config, plan.number, block) for block in blocks],
+        sources=plan.record.sources,
+        mlflow_run_id=mlflow_run_id,
     )
     return snapshot, complaint
 
 
 def write_snapshot(
     dataset: Location,
-    snapshots: Sequence[Mapping[str, Any]],
+    snapshots: Sequence[Snapshot],
+    config: ResolvedDatasetConfig,
     *,
     ids: Int64Array,
-    hashes: Any,
-    removed: Int64Array,
-    record: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Append a snapshot to the chain: from then on every reader sees it."""
-    number, parent = len(snapshots) + 1, str(snapshots[-1]["digest"]) if snapshots else ""
-    config = read_json(dataset / "dataset.json")["config"]
-    snapshot = {
-        "format_version": FORMAT_VERSION,
-        "number": number,
-        "parent": parent,
-        "digest": snapshot_digest(parent, config, ids, hashes, removed),
-        "removed": removed.tolist(),
-        **record,
-        "versions": library_versions(),
-    }
-    write_json(snapshot_path(dataset, number), snapshot)
+    hashes: UInt8Array,
+    removed: Collection[int],
+    counts: SnapshotCounts,
+    sources: dict[str, str],
+    rejected: dict[str, int] | None = None,
+    duplicate_of: Mapping[int, int] | None = None,
+    replaced: Mapping[int, int] | None = None,
+    blocks: Sequence[BlockEntry] = (),
+    mlflow_run_id: str | None = None,
+) -> Snapshot:
+    """Append a snapshot to the chain `snapshots`: from then on every reader sees it.
+
+    Args:
+        ids: of its images that are no duplicates, int64 `[n]`, ascending.
+        hashes: content hash of each of these images, uint8 `[n, 16]`.
+        removed: ids that every reader skips from then on.
+
+    The other arguments are fields of `Snapshot`.
+    """
+    number, parent = len(snapshots) + 1, snapshots[-1].digest if snapshots else ""
+    removed = sorted(removed)
+    snapshot = Snapshot(
+        number=number,
+        parent=parent,
+        digest=snapshot_digest(parent, config, ids, hashes, np.array(removed, np.int64)),
+        counts=counts,
+        rejected=rejected or {},
+        removed=tuple(removed),
+        duplicate_of=dict(sorted((duplicate_of or {}).items())),
+        replaced=dict(sorted((replaced or {}).items())),
+        blocks=tuple(blocks),
+        sources=sources,
+        mlflow_run_id=mlflow_run_id,
+        versions=library_versions(),
+    )
+    write_record(snapshot_path(dataset, number), snapshot)
     return snapshot
 
 
+def _count(
+    dataset: Location, manifest: Any, duplicate_of: Mapping[int, int], replaced: Mapping[int, int]
+) -> SnapshotCounts:
+    """What a plan's rows of the manifest change; the images that are replaced count below zero."""
+    images = manifest.filter(pc.equal(manifest.column("status"), "image"))
+    ids, status = images.column("image_id").to_numpy(), _value_counts(manifest.column("status"))
+    splits = _value_counts(images.filter(pa.array(~np.isin(ids, list(duplicate_of)))).column("split"))
+    splits.subtract(split_counts(dataset, np.array(list(replaced), np.int64)))
+    return SnapshotCounts(
+        files=len(manifest),
+        train=splits["train"],
+        holdout=splits["holdout"],
+        duplicate=status["duplicate"] + len(duplicate_of),
+        rejected=status["rejected"],
+    )
+
+
 def split_counts(dataset: Location, ids: Int64Array) -> Counter[str]:
-    """How many of some images are in each split."""
-    return _counts(rows_of(dataset, ids, ["split"]).column("split"))
+    """How many of the images `ids` (int64 `[n]`) are in each split."""
+    return _value_counts(rows_of(dataset, ids, ["split"]).column("split"))
 
 
-def _counts(column: Any) -> Counter[str]:
+def _value_counts(column: Any) -> Counter[str]:
     pairs = pc.value_counts(column.drop_null())
-    return Counter({item["values"].as_py(): item["counts"].as_py() for item in pairs})
+    return Counter({pair["values"].as_py(): pair["counts"].as_py() for pair in pairs})
 
 
-def _block_record(dataset: Location, number: int, block: int) -> dict[str, Any]:
-    """Name, bytes and checksum of a block that is there and whole."""
+def _block_entry(dataset: Location, config: ResolvedDatasetConfig, number: int, block: int) -> BlockEntry:
+    """The entry of a block that is there and whole: one that was lost since must not be committed."""
     place = block_path(dataset, number, block)
-    open_block(place, read_config(dataset))  # One that was lost or cut short since must not be committed.
-    metadata = open_parquet(manifest_path(dataset, number, block)).schema_arrow.metadata or {}
-    recorded = json.loads(metadata.get(b"glo", b"{}")).get("block", {})
+    open_block(place, config)
+    _, record = open_part(dataset, f"{part_name(number, block)}.parquet")
     size = place.size()
-    if size != recorded.get("bytes", size):
-        raise UserError(f"{place}: {size} bytes, where {recorded['bytes']} were written; delete it and its manifest")
-    return {"name": place.name, "bytes": size, **recorded}
+    if size != record.block.bytes:
+        raise DatasetError(
+            f"{place}: {size} bytes, where {record.block.bytes} were written; delete it and its part of the manifest"
+        )
+    return record.block
 
 
-def _late_duplicates(ids: Int64Array, hashes: Any) -> dict[int, int]:
-    """Images whose bytes a lower id of another block of the same plan has: id -> that lower id."""
-    first = ids[HashIndex(halves(hashes)).look_up(halves(hashes))]
+def _late_duplicates(ids: Int64Array, hashes: UInt8Array) -> dict[int, int]:
+    """Images whose bytes a lower id of another block of the same plan has: id -> that lower id.
+
+    Args:
+        ids: int64 `[n]`, ascending.
+        hashes: uint8 `[n, 16]`.
+    """
+    keys = halves(hashes)
+    # [n]: the lowest id with the same bytes
+    first = ids[HashIndex(keys).look_up(keys)]
     late = np.flatnonzero(first != ids)
     return dict(zip(ids[late].tolist(), first[late].tolist(), strict=True))
 
 
-def _replaced(dataset: Location, plan: Plan, manifest: Any, snapshots: Sequence[Mapping[str, Any]]) -> dict[int, int]:
+def _replaced(dataset: Location, plan: Plan, manifest: Any, snapshots: Sequence[Snapshot]) -> dict[int, int]:
     """Live images whose file now holds another one, and whose bytes no other file has: old id -> new id."""
     previous = _previous_ids(dataset)
     readable = manifest.filter(pc.not_equal(manifest.column("status"), "rejected")).column("image_id").to_pylist()
-    candidates = {new: _chain(previous, new) for new in readable if new in previous}
-    olds = np.array([old for chain in candidates.values() for old in chain], np.int64)
-    live = live_ids(dataset, olds, snapshots)
-    held: set[int] = set()
+    earlier_ids = {new: _earlier_ids(previous, new) for new in readable if new in previous}
+    live = live_ids(dataset, np.array([old for ids in earlier_ids.values() for old in ids], np.int64), snapshots)
+    has_copies: set[int] = set()
     for table in read_parts(dataset, ["duplicate_of"]):
-        held.update(table.column("duplicate_of").drop_null().to_pylist())
-    held.update(int(i) for snapshot in snapshots for i in snapshot["duplicate_of"].values())
+        has_copies.update(table.column("duplicate_of").drop_null().to_pylist())
+    has_copies.update(original for snapshot in snapshots for original in snapshot.duplicate_of.values())
     replaced = {}
-    for new, chain in candidates.items():
-        newest = next((old for old in chain if old in live), None)
-        if newest is not None and newest not in held:
+    for new, ids in earlier_ids.items():
+        newest = next((old for old in ids if old in live), None)
+        if newest is not None and newest not in has_copies:
             replaced[newest] = new
     return replaced
 
 
 def _previous_ids(dataset: Location) -> dict[int, int]:
-    """Of every id dealt to a file whose bytes changed, the id that the file had before."""
-    pairs: dict[int, int] = {}
-    for name in plan_names(dataset):
-        file = open_parquet(dataset / "plans" / name)
-        if "previous_id" in file.schema_arrow.names:
-            table = file.read(["image_id", "previous_id"])
-            table = table.filter(pc.is_valid(table.column("previous_id")))
-            pairs |= dict(zip(*(table.column(n).to_pylist() for n in table.column_names), strict=True))
-    return pairs
+    """Of every id assigned to a file whose bytes changed, the id that the file had before."""
+    previous: dict[int, int] = {}
+    for file, _ in open_plans(dataset):
+        table = file.read(["image_id", "previous_id"])
+        table = table.filter(pc.is_valid(table.column("previous_id")))
+        previous |= dict(zip(*(table.column(name).to_pylist() for name in table.column_names), strict=True))
+    return previous
 
 
-def _chain(previous: Mapping[int, int], image_id: int) -> list[int]:
+def _earlier_ids(previous: Mapping[int, int], image_id: int) -> list[int]:
     """The earlier ids of a file, newest first."""
-    chain = []
+    ids = []
     while image_id in previous:
         image_id = previous[image_id]
-        chain.append(image_id)
-    return chain
+        ids.append(image_id)
+    return ids
 
 
-def _without_image(plan: Plan, manifest: Any, earlier: EarlierSnapshots) -> str:
+def _input_without_image(plan: Plan, manifest: Any, committed: CommittedContents) -> str:
     """The complaint about the first input that never gave an image, or ""."""
-    taken = manifest.filter(pc.is_null(manifest.column("reason"))).column("source").unique().to_pylist()
+    accepted = manifest.filter(pc.is_null(manifest.column("reason"))).column("source").unique().to_pylist()
     for source in manifest.column("source").unique().to_pylist():
-        if source not in taken and source not in earlier.sources:
-            reasons = _counts(manifest.filter(pc.equal(manifest.column("source"), source)).column("reason"))
-            shown = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
+        if source not in accepted and source not in committed.sources:
+            reasons = _value_counts(manifest.filter(pc.equal(manifest.column("source"), source)).column("reason"))
+            most_common = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
             return (
-                f"input={_input(plan, source)}: none of its {reasons.total()} new files is an image ({shown}); "
-                "give a folder of image files"
+                f"`input` (={_input(plan, source)}): none of its {reasons.total()} new files is an image "
+                f"({most_common}); give a folder of image files"
             )
     return ""
 
 
 def _input(plan: Plan, source: str) -> Location:
-    """A source as it was given: its base folder, or the container or list that lies there."""
-    base = Location(plan.sources[source])
+    """A source as it was named: its base folder, or the container or list that lies there."""
+    base = Location(plan.record.sources[source])
     return base / source if (base / source).exists() else base
 
 
 def _discard(dataset: Location, plan: Plan) -> None:
     """Forget a plan in which nothing is an image, so that the mistake leaves no trace."""
-    for block in range(plan.blocks):
+    for block in range(len(plan.block_rows)):
         manifest_path(dataset, plan.number, block).unlink()
         block_path(dataset, plan.number, block).unlink()
     plan.path.unlink()

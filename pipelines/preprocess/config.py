@@ -1,9 +1,9 @@
 """What preprocessing is told."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from glo_core.common.config import Config
+from glo_core.common.config import Config, MustExist
 from glo_core.common.location import Location
 from glo_core.dataset_format.config import DatasetConfig
 from pipelines.common.tracking import TrackingConfig
@@ -14,16 +14,22 @@ class IngestOptions(Config):
     """What a preprocessing run does with files that it has met before."""
 
     on_change: Literal["keep", "replace"] = "keep"
-    """Of a file whose bytes changed, keep the old image beside the new one, or replace it"""
+    """Treatment of a file whose bytes changed: keep the old image beside the new one, or replace it"""
     retry_rejected: bool = False
-    """Try every rejected file again, changed or not"""
+    """Whether to try every rejected file again, changed or not"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessJob(IngestOptions, DatasetConfig, TrackingConfig):
-    """Turn images into an indexed dataset, or append what is new to one."""
+    """Turn folders of images into an indexed dataset, or append what is new to one."""
 
-    input: tuple[Location, ...] = ()
+    example = "python jobs/preprocess.py --input ~/photos --dataset ~/staged/dataset --resolution 64"
+    common_flags = (
+        "input", "resolution", "channels", "holdout", "tight_crop", "on_change", "remove", "retry_rejected",
+        "experiment",
+    )  # fmt: skip
+
+    input: Annotated[tuple[Location, ...], MustExist] = ()
     """Folders of image files, searched recursively; .tar shards, .parquet tables, .txt lists of paths; or URIs"""
     dataset: Location
     """Directory or URI of the dataset, made if it is not there"""
@@ -33,4 +39,4 @@ class PreprocessJob(IngestOptions, DatasetConfig, TrackingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.input and not self.remove:
-            raise ValueError("--input is required: name at least one folder")
+            raise ValueError("`input` is required: name at least one folder")

@@ -34,7 +34,7 @@ class Members(NamedTuple):
     """Bytes of a tar member; -1 in a table, where only reading tells"""
     labels: list[str | None]
     damaged: bool = False
-    """Something behind these cannot be read"""
+    """Whether something behind these cannot be read"""
 
 
 def is_container(path: bytes) -> bool:
@@ -62,15 +62,18 @@ def list_members(place: Location) -> Members:
 
 
 def _failure(place: Location, error: Exception) -> Reason:
-    """A store that does not answer for a moment is no damage."""
-    lost = isinstance(error, OSError) and not isinstance(error, pa.ArrowException) and place.remote
-    return "unreadable" if lost else "broken container"
+    """Why a container cannot be read: a store that does not answer for a moment is no damage."""
+    no_answer = isinstance(error, OSError) and not isinstance(error, pa.ArrowException) and place.remote
+    return "unreadable" if no_answer else "broken container"
 
 
 def read_members(
     place: Location, starts: Sequence[int], lengths: Sequence[int]
 ) -> Iterator[tuple[int, bytes | RejectedImageError]]:
-    """The bytes of some members, in the order in which they lie: (index into `starts`, what reading gave).
+    """The bytes of members, in the order in which they lie: (index into `starts`, what reading gave).
+
+    Args:
+        starts, lengths: of each member, as `Members` has them.
 
     Raises:
         RejectedImageError: if the container is gone or damaged, at the first member concerned.
@@ -133,6 +136,7 @@ def _list_tar(place: Location) -> Members:
 
 
 def _sample(name: bytes) -> bytes:
+    """What the files of one sample share: the name up to the first dot of its last part."""
     folder, _, last = name.rpartition(b"/")
     return folder + b"/" + last.split(b".", 1)[0]
 
@@ -181,24 +185,26 @@ def _holds_bytes(kind: Any) -> bool:
 def _read_rows(
     place: Location, rows: Sequence[int], order: Sequence[int]
 ) -> Iterator[tuple[int, bytes | RejectedImageError]]:
+    """`rows` of a table in `order`, which sorts them; see `read_members`."""
     file = pq.ParquetFile(place.open())
-    column, first, place_in_order = _image_column(file.schema_arrow), 0, 0
+    column, first, position = _image_column(file.schema_arrow), 0, 0
     for group in range(file.metadata.num_row_groups):
+        # This row group holds the table's rows from `first` to before `end`.
         end = first + file.metadata.row_group(group).num_rows
-        wanted = []
-        while place_in_order < len(order) and rows[order[place_in_order]] < end:
-            wanted.append(order[place_in_order])
-            place_in_order += 1
-        if wanted:
+        indices = []
+        while position < len(order) and rows[order[position]] < end:
+            indices.append(order[position])
+            position += 1
+        if indices:
             try:
                 values = file.read_row_group(group, [column]).column(0)
             except (pa.ArrowException, OSError) as error:  # The other groups may be whole.
                 failure = RejectedImageError(_failure(place, error), f"row group {group}: {error}")
-                yield from ((index, failure) for index in wanted)
-                wanted = []
-            for index in wanted:
+                yield from ((index, failure) for index in indices)
+                indices = []
+            for index in indices:
                 value = values[rows[index] - first].as_py()
                 yield index, (value.get("bytes") if isinstance(value, dict) else value) or b""
         first = end
-    if place_in_order < len(order):
+    if position < len(order):
         raise RejectedImageError("missing", "the table has fewer rows than it had")

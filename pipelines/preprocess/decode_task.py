@@ -3,7 +3,6 @@
 row group of the plan -> bytes (read once) -> content hash -> pixels -> blocks/N-K.arrow, manifest/N-K.parquet
 """
 
-import json
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,17 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
-from glo_core.common.arrays import Int64Array
-from glo_core.common.digests import digest as digest_of
-from glo_core.common.errors import UserError
+from glo_core.common.arrays import BoolArray, Int64Array
+from glo_core.common.digests import digest
+from glo_core.common.errors import DatasetError, UserError
 from glo_core.common.files import atomic_write, open_parquet
 from glo_core.common.location import Location
 from glo_core.dataset_format.blocks import write_block
-from glo_core.dataset_format.config import DatasetConfig, read_config
+from glo_core.dataset_format.config import ResolvedDatasetConfig
 from glo_core.dataset_format.image_decoding import RejectedImageError, decode
-from glo_core.dataset_format.manifest import MANIFEST, block_path, manifest_path
+from glo_core.dataset_format.manifest import MANIFEST, ManifestRecord, block_path, manifest_path
+from glo_core.dataset_format.records import read_config, schema_metadata
 from pipelines.preprocess.containers import is_container, list_members, read_ahead, read_members
 from pipelines.preprocess.content_index import ContentIndex
 from pipelines.preprocess.plan import plan_path, read_plan
@@ -36,9 +35,11 @@ class TaskReport(NamedTuple):
     """What a task reports."""
 
     files: int
+    """Rows of its block"""
     bytes: int
-    """Of the files read"""
+    """Bytes of the files that it read"""
     error: str
+    """One line, or "" """
 
 
 def decode_block(task: dict[str, Any], contents: Any) -> dict[str, Any]:
@@ -47,8 +48,8 @@ def decode_block(task: dict[str, Any], contents: Any) -> dict[str, Any]:
     A retry is harmless: file names are fixed, a file appears whole or not at all, and a block that is there is skipped.
 
     Args:
-        task: `dataset`, `number` of the plan, `block`.
-        contents: reference to the `ContentIndex` of the snapshots before.
+        task: `dataset`, `number` of the plan, `block` (its number).
+        contents: Ray's reference to the `ContentIndex` of the snapshots before.
 
     Returns:
         A `TaskReport` as a dict, Ray Data's row.
@@ -59,32 +60,33 @@ def decode_block(task: dict[str, Any], contents: Any) -> dict[str, Any]:
     except UserError as error:  # An exception of a task would reach the user as Ray's traceback.
         return TaskReport(0, 0, str(error))._asdict()
     except OSError as error:
-        return TaskReport(
-            0, 0, f"{error.filename or dataset}: {error.strerror or ' '.join(str(error).split())}"
-        )._asdict()
+        reason = error.strerror or " ".join(str(error).split())
+        return TaskReport(0, 0, f"{error.filename or dataset}: {reason}")._asdict()
 
 
 def _decode_block(dataset: Location, number: int, block: int, reference: Any) -> TaskReport:
     config, plan = read_config(dataset), read_plan(plan_path(dataset, number))
     if manifest_path(dataset, number, block).exists():
-        return TaskReport(plan.block_rows(block), 0, "")
-    contents = ray.get(reference)
-    files = open_parquet(plan.path).read_row_group(block)
-    rows = _Rows(files, config, contents)
+        return TaskReport(plan.block_rows[block], 0, "")
+    files = open_parquet(plan.path, DatasetError).read_row_group(block)
+    import ray
+
+    builder = BlockBuilder(files, config, ray.get(reference))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata.
-        for row, content in _read_all(files, plan.sources):
-            rows.add(row, content)
-    rows.settle()
+        for row, content in _read_all(files, plan.record.sources):
+            builder.add(row, content)
+    builder.resolve_duplicates()
     place = block_path(dataset, number, block)
-    ids, kept = files.column("image_id").to_numpy(), np.flatnonzero(rows.is_image)
-    held_out = files.column("held_out").to_numpy(zero_copy_only=False)
-    pixels = rows.pixels if len(kept) == len(ids) else rows.pixels[kept]
-    written = write_block(place, ids[kept], pixels, held_out[kept], config.code_shards)
-    schema = MANIFEST.with_metadata({"glo": json.dumps({"block": {"name": place.name, **written}})})
+    ids, held_out = files.column("image_id").to_numpy(), np.asarray(files.column("held_out"))
+    # int64 [images]: the rows of the plan's group that are images
+    rows = np.flatnonzero(builder.is_image)
+    pixels = builder.pixels if len(rows) == len(ids) else builder.pixels[rows]
+    entry = write_block(place, ids[rows], pixels, held_out[rows], config.code_shards)
+    schema = MANIFEST.with_metadata(schema_metadata(ManifestRecord(block=entry)))
     with atomic_write(manifest_path(dataset, number, block)) as temporary:
-        pq.write_table(rows.manifest(place.name).cast(schema), temporary)
-    return TaskReport(len(ids), sum(size or 0 for size in rows.sizes), "")
+        pq.write_table(builder.manifest(place.name).cast(schema), temporary)
+    return TaskReport(len(ids), sum(size or 0 for size in builder.sizes), "")
 
 
 # ---------------------------------------------------------------- reading
@@ -112,9 +114,9 @@ def _read_all(files: Any, bases: dict[str, str]) -> Iterator[tuple[int, Content]
     yield from zip(remote, read, strict=True)
     if by_container:
         starts, lengths = files.column("start").to_numpy(), files.column("length").to_numpy()
-        for (source, path), inside in by_container.items():
+        for (source, path), member_rows in by_container.items():
             place = place_of(places[source], path)
-            yield from _read_container(place, inside, starts[inside], lengths[inside])
+            yield from _read_container(place, member_rows, starts[member_rows], lengths[member_rows])
 
 
 def _read(base: Location, path: bytes, size: int) -> Content:
@@ -133,13 +135,14 @@ def _read(base: Location, path: bytes, size: int) -> Content:
 def _read_container(
     place: Location, rows: Sequence[int], starts: Int64Array, lengths: Int64Array
 ) -> Iterator[tuple[int, Content]]:
-    left = set(rows)
+    """Members of one container: `rows`, `starts` and `lengths` have one entry for each."""
+    unread = set(rows)
     try:
         for index, data in read_members(place, starts.tolist(), lengths.tolist()):
-            left.remove(rows[index])
+            unread.remove(rows[index])
             yield rows[index], data
     except RejectedImageError as error:
-        yield from ((row, error) for row in sorted(left))
+        yield from ((row, error) for row in sorted(unread))
 
 
 # ---------------------------------------------------------------- what became of each file
@@ -148,38 +151,41 @@ def _read_container(
 class Rejection(NamedTuple):
     reason: str
     detail: str
+    """What the library said, or "" """
 
 
-class _Rows:
-    """The pixels and the manifest rows of one block, row by row of its plan."""
+class BlockBuilder:
+    """The pixels and the manifest's rows of one block, row by row of its plan."""
 
-    def __init__(self, files: Any, config: DatasetConfig, contents: ContentIndex) -> None:
+    def __init__(self, files: Any, config: ResolvedDatasetConfig, contents: ContentIndex) -> None:
+        """Build from `files`, the n rows of a row group of the plan as a `pyarrow.Table`."""
         self._files, self._config, self._contents = files, config, contents
-        count = len(files)
-        side = config.resolution
+        count, side = len(files), config.resolution
         self.pixels = np.empty((count, side, side, config.channels), np.uint8)
+        """uint8 `[n, H, W, C]`; undefined in rows that are no image"""
         self.sizes: list[int | None] = [None] * count
+        """Bytes of each row's file; None where it could not be read"""
         self._hashes: list[bytes | None] = [None] * count
         self._shapes: list[tuple[int, int] | None] = [None] * count
         self._rejected: dict[int, Rejection] = {}
         self._duplicates: dict[int, int] = {}
-        """Id of the same bytes, by row"""
+        """By row, the id of the image with the same bytes"""
         self._decoded: dict[bytes, list[int]] = {}
-        """Rows of the same bytes, the first of which has the pixels"""
+        """By content hash, the rows with these bytes; the first of them has the pixels"""
 
     def add(self, row: int, content: Content) -> None:
-        """Hash and decode one file."""
+        """Hash and decode the file of one row."""
         if isinstance(content, RejectedImageError):
             self._reject(row, content)
             return
-        digest = digest_of(content)
-        self.sizes[row], self._hashes[row] = len(content), digest
-        if digest in self._decoded:
-            self._decoded[digest].append(row)
+        content_hash = digest(content)
+        self.sizes[row], self._hashes[row] = len(content), content_hash
+        if content_hash in self._decoded:
+            self._decoded[content_hash].append(row)
             return
-        earlier = self._contents.id_of(digest)
-        if earlier is not None:
-            self._duplicates[row] = earlier
+        original = self._contents.id_of(content_hash)
+        if original is not None:
+            self._duplicates[row] = original
             return
         try:
             decoded = decode(content, self._config)
@@ -187,13 +193,13 @@ class _Rows:
             self._reject(row, error)
             return
         self.pixels[row], self._shapes[row] = decoded.pixels, (decoded.width, decoded.height)
-        self._decoded[digest] = [row]
+        self._decoded[content_hash] = [row]
 
     def _reject(self, row: int, error: RejectedImageError) -> None:
         self._rejected[row] = Rejection(error.reason, error.detail)
 
-    def settle(self) -> None:
-        """Of equal bytes the lowest id is the image, in whatever order they were read."""
+    def resolve_duplicates(self) -> None:
+        """Of equal bytes make the lowest id the image, in whatever order they were read."""
         ids = self._files.column("image_id").to_numpy()
         for rows in self._decoded.values():
             if len(rows) > 1:
@@ -202,17 +208,17 @@ class _Rows:
                 self._duplicates |= {row: int(ids[lowest]) for row in rows if row != lowest}
 
     @property
-    def is_image(self) -> Any:
-        """bool `[rows]`"""
-        image = np.ones(len(self._files), np.bool_)
-        image[[*self._rejected, *self._duplicates]] = False
-        return image
+    def is_image(self) -> BoolArray:
+        """Whether each row is an image of the dataset, bool `[n]`."""
+        is_image = np.ones(len(self._files), np.bool_)
+        is_image[[*self._rejected, *self._duplicates]] = False
+        return is_image
 
     def manifest(self, block: str) -> Any:
-        """The block's part of the manifest, as a `pyarrow.Table`."""
-        files, count, image = self._files, len(self._files), self.is_image
-        shapes = [shape if shape and ok else (None, None) for shape, ok in zip(self._shapes, image, strict=True)]
-        status = np.where(image, "image", "duplicate").astype(object)
+        """The part of the manifest of the block named `block`, as a `pyarrow.Table` of n rows."""
+        files, count, is_image = self._files, len(self._files), self.is_image
+        shapes = [shape if shape and ok else (None, None) for shape, ok in zip(self._shapes, is_image, strict=True)]
+        status = np.where(is_image, "image", "duplicate").astype(object)
         status[list(self._rejected)] = "rejected"
         columns = {name: files.column(name) for name in ("image_id", "source", "path", "mtime_ns")} | {
             "member": files.column("member"),
@@ -222,21 +228,21 @@ class _Rows:
             "width": [width for width, _ in shapes],
             "height": [height for _, height in shapes],
             "split": np.where(files.column("held_out"), "holdout", "train"),
-            "block": [block if ok else None for ok in image],
+            "block": [block if ok else None for ok in is_image],
             "status": status,
             "reason": _by_row(count, {row: rejection.reason for row, rejection in self._rejected.items()}),
             "detail": _by_row(count, {row: rejection.detail or None for row, rejection in self._rejected.items()}),
             "duplicate_of": _by_row(count, self._duplicates),
         }
-        arrays = [columns[f.name] for f in MANIFEST]
         arrays = [
-            a if isinstance(a, pa.ChunkedArray | pa.Array) else pa.array(a, f.type)
-            for a, f in zip(arrays, MANIFEST, strict=True)
+            values if isinstance(values, pa.ChunkedArray) else pa.array(values, field.type)
+            for field, values in ((field, columns[field.name]) for field in MANIFEST)
         ]
         return pa.table(arrays, names=MANIFEST.names)
 
 
 def _by_row(count: int, values: dict[int, Any]) -> list[Any]:
+    """A column of `count` rows with `values` at their rows, and None elsewhere."""
     column = [None] * count
     for row, value in values.items():
         column[row] = value
@@ -244,7 +250,7 @@ def _by_row(count: int, values: dict[int, Any]) -> list[Any]:
 
 
 def _labels(files: Any) -> list[str]:
-    """What a container says; else the first folder below the source."""
+    """Of each row what its container says, else the first folder below the source."""
     labels = files.column("label").to_pylist()
     return [
         label if label is not None else _first_folder(path)

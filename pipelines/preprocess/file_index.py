@@ -1,9 +1,10 @@
-"""The files that a dataset knows from earlier plans, and what has become of them since."""
+"""The files that earlier plans gave ids to, under their newest size and time."""
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -12,30 +13,41 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from glo_core.common.arrays import Int64Array
+from glo_core.common.arrays import BoolArray, Int64Array
 from glo_core.common.digests import digest
-from glo_core.common.files import atomic_write, open_parquet, read_parquet
+from glo_core.common.errors import DatasetError
+from glo_core.common.files import atomic_write, read_parquet
 from glo_core.common.location import Location
 from glo_core.dataset_format.hash_index import HashIndex, Keys, halves, key_array, key_column
 from glo_core.dataset_format.image_decoding import RejectedImageError
 from glo_core.dataset_format.manifest import read_parts, rows_of
+from glo_core.dataset_format.records import DatasetFile, parse_schema, schema_metadata
+from glo_core.dataset_format.snapshots import Snapshot
 from pipelines.preprocess.sources import place_of, read_file
 
-Mask = npt.NDArray[np.bool_]
-TOUCHED = pa.schema([("key", pa.binary(16)), ("bytes", pa.int64()), ("mtime_ns", pa.int64())])
+
+class FileStats(NamedTuple):
+    """Sizes and times of n files."""
+
+    keys: bytes
+    """16 bytes for each file"""
+    sizes: Int64Array
+    """Bytes, int64 `[n]`"""
+    mtimes_ns: Int64Array
+    """Nanoseconds since 1970, int64 `[n]`"""
 
 
 class Comparison(NamedTuple):
-    """How files that were met compare with what is known."""
+    """How n listed files compare with the index."""
 
     ids: Int64Array
-    """Id of the known file at each path, or -1"""
-    same: Mask
-    """Known, of the same size and time"""
+    """Newest id of the file at each path, int64 `[n]`; -1 of a path that is not in the index"""
+    same: BoolArray
+    """bool `[n]`: in the index, with the same size and time"""
 
 
 class FileIndex:
-    """Every file planned before, under its newest size and time: 71 bytes of memory each."""
+    """Every file and member of earlier plans, under its newest size and time: 71 bytes of memory each."""
 
     def __init__(
         self,
@@ -44,42 +56,54 @@ class FileIndex:
         sizes: Int64Array,
         mtimes_ns: Int64Array,
         sources: npt.NDArray[np.int32],
-        is_member: Mask,
+        is_member: BoolArray,
     ) -> None:
-        """Take columns in the order of ids; of equal keys the last row counts."""
-        self.table, self._keys, self._is_member = HashIndex(keys, keep_last=True), keys, is_member
-        self.ids, self.sizes, self.mtimes_ns, self.sources = ids, sizes, mtimes_ns, sources
-        self._seen: Mask = np.zeros(len(ids), np.bool_)
-        self._forgotten: Mask = np.zeros(len(ids), np.bool_)
-
-    @classmethod
-    def read(cls, dataset: Location, plans: Sequence[str], sources: dict[str, int]) -> Self:
-        """The files of `plans` (names of files).
+        """Take n rows in the order of ids; of equal keys the last row counts.
 
         Args:
-            sources: a number for each name of a source; names that are met are added.
+            keys: uint64 `[n, 2]`; the members of a container share its key.
+            ids, sizes, mtimes_ns: int64 `[n]`.
+            sources: number of each row's source, int32 `[n]`.
+            is_member: bool `[n]`.
         """
-        files = [open_parquet(dataset / "plans" / name) for name in plans]
-        rows = sum(file.metadata.num_rows for file in files)
+        self.newest, self._keys, self._is_member = HashIndex(keys, keep_last=True), keys, is_member
+        self.ids, self.sizes, self.mtimes_ns, self.sources = ids, sizes, mtimes_ns, sources
+        self._listed: BoolArray = np.zeros(len(ids), np.bool_)
+        self._forgotten: BoolArray = np.zeros(len(ids), np.bool_)
+
+    @classmethod
+    def read(cls, plans: Sequence[Any], stat_cache: FileStats, source_numbers: dict[str, int]) -> Self:
+        """The files of `plans`, each a `pyarrow.parquet.ParquetFile`, in their order.
+
+        Args:
+            stat_cache: newer sizes and times of some files.
+            source_numbers: number of each source by its name; sources of the plans are added.
+        """
+        rows = sum(plan.metadata.num_rows for plan in plans)
         keys, columns = np.empty((rows, 2), np.uint64), np.empty((3, rows), np.int64)
-        source, is_member, first = np.empty(rows, np.int32), np.zeros(rows, np.bool_), 0
-        for file in files:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, ["image_id", "bytes", "mtime_ns", "source", "key", "start"])
+        sources, is_member, first = np.empty(rows, np.int32), np.zeros(rows, np.bool_), 0
+        for plan in plans:
+            for group in range(plan.num_row_groups):
+                table = plan.read_row_group(group, ["image_id", "bytes", "mtime_ns", "source", "key", "start"])
+                # Rows of this group on the axis of all rows
                 part = slice(first, first + len(table))
                 keys[part] = halves(key_column(table.column("key")))
                 for column, name in zip(columns, ("image_id", "bytes", "mtime_ns"), strict=True):
                     column[part] = table.column(name).to_numpy()
-                source[part] = _numbered(table.column("source"), sources)
+                sources[part] = _number_sources(table.column("source"), source_numbers)
                 is_member[part] = np.asarray(table.column("start").is_valid())
                 first += len(table)
-        known = cls(keys, columns[0], columns[1], columns[2], source, is_member)
-        if (dataset / "touched.parquet").exists():
-            touched = read_parquet(dataset / "touched.parquet")
-            found = known.table.look_up(halves(key_column(touched.column("key"))))
-            known.sizes[found[found >= 0]] = touched.column("bytes").to_numpy()[found >= 0]
-            known.mtimes_ns[found[found >= 0]] = touched.column("mtime_ns").to_numpy()[found >= 0]
-        return known
+        index = cls(keys, columns[0], columns[1], columns[2], sources, is_member)
+        index._apply(stat_cache)
+        return index
+
+    def _apply(self, stats: FileStats) -> None:
+        """Take newer sizes and times of files in the index."""
+        # Row of the index for each entry, [m]; an entry may be of a plan that is gone.
+        rows = self.newest.look_up(halves(stats.keys))
+        present = rows >= 0
+        self.sizes[rows[present]] = stats.sizes[present]
+        self.mtimes_ns[rows[present]] = stats.mtimes_ns[present]
 
     @property
     def next_id(self) -> int:
@@ -87,67 +111,100 @@ class FileIndex:
         return int(self.ids[-1]) + 1 if len(self.ids) else 0
 
     def compare(self, keys: Keys, sizes: Int64Array, mtimes_ns: Int64Array) -> Comparison:
-        """Look up files that were met now, and remember that they were."""
-        rows = self.table.look_up(keys)
-        known = rows >= 0
-        self._seen[rows[known]] = True
-        known[known] = ~self._forgotten[rows[known]]
-        same = known.copy()
-        same[known] = (self.sizes[rows[known]] == sizes[known]) & (self.mtimes_ns[rows[known]] == mtimes_ns[known])
+        """Look up n files that are listed now, and remember that they were.
+
+        Args:
+            keys: uint64 `[n, 2]`.
+            sizes, mtimes_ns: int64 `[n]`.
+        """
+        # Row of the index for each listed file, [n]; `rows[present]` leads from the listed files to the index.
+        rows = self.newest.look_up(keys)
+        present = rows >= 0
+        self._listed[rows[present]] = True
+        present[present] = ~self._forgotten[rows[present]]
+        same = present.copy()
+        same[present] = (self.sizes[rows[present]] == sizes[present]) & (
+            self.mtimes_ns[rows[present]] == mtimes_ns[present]
+        )
         ids = np.full(len(keys), -1)
-        ids[known] = self.ids[rows[known]]
+        ids[present] = self.ids[rows[present]]
         return Comparison(ids, same)
 
     def forget(self, ids: Int64Array) -> None:
-        """Treat the files of these ids as never met, unless a later row has taken their place."""
+        """Treat the files of `ids` (int64 `[m]`) as never listed, unless a later row has taken their place."""
         rows = np.flatnonzero(np.isin(self.ids, ids))
-        newest = self.table.look_up(self._keys[rows])
+        # Newest row of each one's key, [m]; members share a key, and any of them makes the container be read again.
+        newest = self.newest.look_up(self._keys[rows])
         self._forgotten[newest[(newest == rows) | self._is_member[rows]]] = True
 
-    def is_known(self, keys: Keys) -> Mask:
-        """Whether there is any row of each key, forgotten or not."""
-        return self.table.look_up(keys) >= 0
+    def has_key(self, keys: Keys) -> BoolArray:
+        """Whether there is any row of each of `keys` (uint64 `[n, 2]`), forgotten or not: bool `[n]`."""
+        return self.newest.look_up(keys) >= 0
 
     def vanished(self, sources: Sequence[int]) -> Int64Array:
-        """Ids of the files of `sources` that were not met."""
-        newest = self.table.rows
-        return np.sort(self.ids[newest[~self._seen[newest] & np.isin(self.sources[newest], sources)]])
+        """Ids, ascending, of the files of `sources` (their numbers) that were not listed."""
+        rows = self.newest.rows
+        return np.sort(self.ids[rows[~self._listed[rows] & np.isin(self.sources[rows], sources)]])
 
 
-def _numbered(names: Any, numbers: dict[str, int]) -> npt.NDArray[np.int32]:
-    """The number of each name; a new one gets the next number."""
+def _number_sources(names: Any, numbers: dict[str, int]) -> npt.NDArray[np.int32]:
+    """The number of each name, int32 `[n]`; a new name gets the next number."""
     encoded = pa.concat_arrays(names.chunks).dictionary_encode()
     lookup = [numbers.setdefault(name, len(numbers)) for name in encoded.dictionary.to_pylist()]
+    # [names] of the dictionary, taken by its indices [n]
     return np.array(lookup, np.int32)[encoded.indices.to_numpy()]
 
 
 # ---------------------------------------------------------------- where size and time cannot tell
 
 
-def write_touched(dataset: Location, touched: Sequence[tuple[bytes, Int64Array, Int64Array]]) -> None:
-    """Remember the new size and time of files whose bytes are the old ones, so as not to read them again.
+@dataclass(frozen=True, kw_only=True)
+class StatCacheRecord(DatasetFile):
+    """What the schema of `stat_cache.parquet` holds: only its format."""
 
-    Args:
-        touched: keys, sizes, times.
-    """
-    if not touched:
-        return
-    place = dataset / "touched.parquet"
-    keys, sizes, mtimes = zip(*touched, strict=True)
-    columns = [key_array(b"".join(keys)), np.concatenate(sizes), np.concatenate(mtimes)]
-    table = pa.table(columns, schema=TOUCHED)
+    format = "glo-stat-cache"
+
+
+STAT_CACHE = pa.schema(
+    [("key", pa.binary(16)), ("bytes", pa.int64()), ("mtime_ns", pa.int64())], schema_metadata(StatCacheRecord())
+)
+
+
+def _stat_cache_path(dataset: Location) -> Location:
+    return dataset / "stat_cache.parquet"
+
+
+def read_stat_cache(dataset: Location) -> FileStats:
+    """The newest size and time of files whose size or time changed while their bytes did not."""
+    place, table = _stat_cache_path(dataset), STAT_CACHE.empty_table()
     if place.exists():
-        older = read_parquet(place)
-        table = pa.concat_tables([older.filter(pc.invert(pc.is_in(older.column("key"), table.column("key")))), table])
-    with atomic_write(place) as temporary:
+        table = read_parquet(place, error=DatasetError)
+        parse_schema(table.schema.metadata, StatCacheRecord, place)
+    return FileStats(
+        key_column(table.column("key")).tobytes(),
+        table.column("bytes").to_numpy(),
+        table.column("mtime_ns").to_numpy(),
+    )
+
+
+def update_stat_cache(dataset: Location, updates: Sequence[FileStats]) -> None:
+    """Remember the new size and time of files whose bytes are the old ones, so as not to read them again."""
+    if not any(len(update.sizes) for update in updates):
+        return
+    parts = [read_stat_cache(dataset), *updates]
+    keys = b"".join(part.keys for part in parts)
+    sizes, mtimes_ns = (np.concatenate(columns) for columns in zip(*(part[1:] for part in parts), strict=True))
+    newest = np.sort(HashIndex(halves(keys), keep_last=True).rows)
+    table = pa.table([key_array(keys), sizes, mtimes_ns], schema=STAT_CACHE).take(newest)
+    with atomic_write(_stat_cache_path(dataset)) as temporary:
         pq.write_table(table, temporary)
 
 
 def content_hashes(dataset: Location, ids: Int64Array) -> dict[int, bytes]:
-    """The content hash of each id whose file was ever read."""
+    """The content hash of each of `ids` (int64 `[n]`) whose file could be read."""
     table = rows_of(dataset, ids, ["content_hash"])
     pairs = zip(table.column("image_id").to_pylist(), table.column("content_hash").to_pylist(), strict=True)
-    return {image_id: content for image_id, content in pairs if content is not None}
+    return {image_id: content_hash for image_id, content_hash in pairs if content_hash is not None}
 
 
 def hash_files(base: Location, paths: Sequence[bytes]) -> list[bytes | None]:
@@ -166,12 +223,12 @@ def hash_files(base: Location, paths: Sequence[bytes]) -> list[bytes | None]:
 # ---------------------------------------------------------------- rejected files
 
 
-def ids_to_retry(dataset: Location, snapshots: Sequence[Mapping[str, Any]], *, everything: bool) -> Int64Array:
-    """Ids of rejected files to try again: all, or those that could not be read and now can."""
+def ids_to_retry(dataset: Location, snapshots: Sequence[Snapshot], *, everything: bool) -> Int64Array:
+    """Ids of rejected files to try again, int64 `[n]`: all, or those that could not be read and now can."""
     unread = {"unreadable", "missing"}
-    if not everything and not unread & {reason for snapshot in snapshots for reason in snapshot["rejected"]}:
+    if not everything and not unread & {reason for snapshot in snapshots for reason in snapshot.rejected}:
         return np.empty(0, np.int64)
-    bases = {name: Location(base) for name, base in snapshots[-1]["sources"].items()} if snapshots else {}
+    bases = {name: Location(base) for name, base in snapshots[-1].sources.items()} if snapshots else {}
     can_be_read = functools.cache(lambda source, path: _can_be_read(bases[source], path))
     ids: list[int] = []
     for table in read_parts(dataset, ["image_id", "source", "path", "status", "reason"]):

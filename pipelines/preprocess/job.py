@@ -11,28 +11,27 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import ray
-import ray.data
 from tqdm import tqdm
 
-from glo_core.common.errors import UserError
-from glo_core.common.files import differences, sweep_temporary, write_json
+from glo_core.common.errors import ConfigError, DatasetError, UserError
+from glo_core.common.files import differences, sweep_temporary
 from glo_core.common.location import Location
-from glo_core.dataset_format.config import DatasetConfig, config_record, read_config
+from glo_core.dataset_format.config import DatasetConfig, ResolvedDatasetConfig
 from glo_core.dataset_format.manifest import part_name, part_names
-from glo_core.dataset_format.snapshots import read_snapshots
+from glo_core.dataset_format.records import read_config, record_path, write_config
+from glo_core.dataset_format.snapshots import Snapshot, read_snapshots
 from pipelines.common.ray_session import ray_session
 from pipelines.common.tracking import Tracker
 from pipelines.common.versions import library_versions
 from pipelines.preprocess.autodetect import SuggestedFormat, suggest_format
 from pipelines.preprocess.commit import commit
 from pipelines.preprocess.config import PreprocessJob
-from pipelines.preprocess.content_index import ContentIndex, EarlierSnapshots
+from pipelines.preprocess.content_index import CommittedContents, ContentIndex
 from pipelines.preprocess.decode_task import decode_block
-from pipelines.preprocess.diff import DiffStats
+from pipelines.preprocess.diff_stats import DiffStats
 from pipelines.preprocess.file_index import ids_to_retry
 from pipelines.preprocess.plan import Plan, make_plan, pending_plan
 from pipelines.preprocess.removal import remove_images
@@ -43,111 +42,126 @@ from pipelines.preprocess.writer_lock import exclusive_writer
 FOLDERS = ("plans", "blocks", "manifest", "snapshots")
 """Of a dataset"""
 
+log = logging.getLogger("glo.preprocess")
+
 
 # ---------------------------------------------------------------- the job
 
 
 def preprocess(job: PreprocessJob) -> dict[str, Any]:
-    """Bring the dataset up to date with the job's inputs; returns and prints a summary, empty if nothing was new.
+    """Bring the dataset up to date with the job's inputs.
+
+    Prints a report, and returns its figures by name; they are empty if nothing was new.
 
     Raises:
-        UserError: if an input is missing or holds no image, the dataset has another configuration, is in use, or the
-            disk is full. The snapshots committed before stay as they are.
+        UserError: if an input is missing or holds no image, the dataset has another configuration, is damaged or in
+            use, or the disk is full. The snapshots committed before stay as they are.
     """
-    config = DatasetConfig(**{f.name: getattr(job, f.name) for f in dataclasses.fields(DatasetConfig)})
+    requested = DatasetConfig(**{f.name: getattr(job, f.name) for f in dataclasses.fields(DatasetConfig)})
     dataset, inputs = Location(job.dataset).absolute(), [Location(place).absolute() for place in job.input]
-    sources = find_sources(inputs, {})  # A mistake leaves no trace.
-    given = [str(source.given) for source in sources]
-    config = _settled(config, dataset, sources)
+    sources = find_sources(inputs, {})  # Before the dataset is made: a mistake leaves no trace.
+    config = _resolve_config(requested, dataset, sources)
     _check_config(dataset, config)
     started = time.perf_counter()
-    with exclusive_writer(dataset) as still_held, _no_trace_of_a_mistake(dataset):
+    with exclusive_writer(dataset) as require_lease, _no_trace_of_a_mistake(dataset):
         _create(dataset, config)
+        if job.remove:
+            removal = _remove(dataset, job.remove)
+            if not inputs:
+                return removal
         snapshots = read_snapshots(dataset)
         plan = pending_plan(dataset, len(snapshots))
-        if job.remove:
-            if plan is not None:
-                raise UserError(
-                    f"{dataset}: an interrupted run is not finished; run it again without --remove, then remove"
-                )
-            removed = remove_images(dataset, job.remove)
-            if not inputs:
-                return removed
-            snapshots = read_snapshots(dataset)
         if plan is not None:
-            print(f"preprocess: going on with plan {plan.number:06d} of {plan.rows} files", flush=True)
+            log.info("going on with plan %06d of %d files", plan.number, plan.rows)
         else:
             retry = ids_to_retry(dataset, snapshots, everything=job.retry_rejected)
-            survey, plan = make_plan(dataset, len(snapshots) + 1, config, inputs, on_change=job.on_change, retry=retry)
+            stats, plan = make_plan(dataset, len(snapshots) + 1, config, inputs, on_change=job.on_change, retry=retry)
         if plan is None:
-            _say_nothing_new(dataset, inputs, survey)
+            _print_nothing_new(dataset, inputs, stats)
             return {}
-        summary, complaint = _run_plan(job, dataset, config, plan, snapshots, started, still_held)
-    print(summary.text(dataset), flush=True)
+        report, complaint = _run_plan(job, dataset, config, plan, snapshots, started, require_lease)
+    print(report.text(dataset), flush=True)
     if complaint:
-        raise UserError(f"{complaint} (the other inputs are in the dataset)")
-    # A plan taken up from an interrupted run may know less than the inputs given now.
-    if not set(given) <= set(plan.inputs):
+        raise ConfigError(f"{complaint} (the other inputs are in the dataset)")
+    # The plan of an interrupted run may lack inputs that this run has.
+    if not {str(source.input) for source in sources} <= set(plan.record.inputs):
         return preprocess(dataclasses.replace(job, remove=()))
-    return summary.record()
+    return report.as_dict()
 
 
 def _run_plan(
     job: PreprocessJob,
     dataset: Location,
-    config: DatasetConfig,
+    config: ResolvedDatasetConfig,
     plan: Plan,
-    snapshots: Sequence[Mapping[str, Any]],
+    snapshots: Sequence[Snapshot],
     started: float,
-    still_held: Callable[[], None],
+    require_lease: Callable[[], None],
 ) -> tuple[PreprocessReport, str]:
-    """Decode what is left of a plan and commit it, in one MLflow run."""
+    """Decode what is left of a plan and commit it, in one MLflow run. Returns a complaint as `commit` does."""
     tracker = Tracker.start(job, dataset.parent, name="preprocess")
     try:
-        tracker.params({"config": dataclasses.asdict(config), "inputs": plan.inputs, "on_change": plan.on_change})
+        record = plan.record
+        tracker.params({"config": dataclasses.asdict(config), "inputs": record.inputs, "on_change": record.on_change})
         tracker.tags({"glo.directory": dataset, "glo.version": library_versions()})
-        earlier = EarlierSnapshots.read(dataset, snapshots)
+        committed = CommittedContents.read(dataset, snapshots)
         with ray_session():
-            size = _decode_blocks(dataset, plan, earlier.contents)
-        still_held()
-        snapshot, complaint = commit(dataset, plan, snapshots, earlier, tracker.run_id)
-        summary = PreprocessReport(snapshot, plan.survey, time.perf_counter() - started, size)
-        tracker.metrics(summary.metrics())
-        tracker.dataset(dataset, snapshot["digest"], "output")
+            size = _decode_blocks(dataset, plan, committed.contents)
+        require_lease()
+        snapshot, complaint = commit(dataset, plan, snapshots, committed, tracker.run_id)
+        report = PreprocessReport(snapshot, record.stats, time.perf_counter() - started, size)
+        tracker.metrics(report.metrics())
+        tracker.dataset(dataset, snapshot.digest, "output")
         log_pictures(tracker, dataset, snapshot, config)
         tracker.finish()
     except BaseException:
         tracker.finish("FAILED")
         raise
-    return summary, complaint
+    return report, complaint
 
 
-def _settled(config: DatasetConfig, dataset: Location, sources: Sequence[Source]) -> DatasetConfig:
-    """`config` with a resolution and channels: the dataset's, or else what suits the images."""
-    if config.resolution and config.channels:
-        return config
-    if (dataset / "dataset.json").exists():
-        chosen = SuggestedFormat(read_config(dataset).resolution, read_config(dataset).channels)
+def _remove(dataset: Location, names: Sequence[str]) -> dict[str, Any]:
+    """Remove images, print what was done, and return it by name; nothing if all were removed before."""
+    if pending_plan(dataset, len(read_snapshots(dataset))) is not None:
+        raise DatasetError(f"{dataset}: an interrupted run is not finished; run it again without `remove`, then remove")
+    snapshot = remove_images(dataset, names)
+    if snapshot is None:
+        print(f"preprocess: nothing to remove; {dataset} is up to date", flush=True)
+        return {}
+    count = len(snapshot.removed)
+    print(f"preprocess: removed {count} image(s); {dataset} is at snapshot {snapshot.number}", flush=True)
+    return {"removed": count, "digest": snapshot.digest, "snapshot": snapshot.number}
+
+
+def _resolve_config(config: DatasetConfig, dataset: Location, sources: Sequence[Source]) -> ResolvedDatasetConfig:
+    """`config` with a resolution and channels: its own, else the dataset's, else what suits the images."""
+    if record_path(dataset).exists():
+        existing = read_config(dataset)
+        suggested = SuggestedFormat(existing.resolution, existing.channels)
+    elif config.resolution and config.channels:
+        suggested = SuggestedFormat(config.resolution, config.channels)
     else:
-        chosen = suggest_format(sources, config.tight_crop)
-        print(
-            f"preprocess: {config.resolution or chosen.resolution} px and {config.channels or chosen.channels} "
-            "channel(s) suit these images; --resolution and --channels choose otherwise",
-            flush=True,
+        suggested = suggest_format(sources, config.tight_crop)
+    resolution, channels = config.resolution or suggested.resolution, config.channels or suggested.channels
+    if not record_path(dataset).exists() and not (config.resolution and config.channels):
+        log.info(
+            "%d px and %d channel(s) suit these images; set `resolution` and `channels` to choose otherwise",
+            resolution,
+            channels,
         )
-    return dataclasses.replace(
-        config, resolution=config.resolution or chosen.resolution, channels=config.channels or chosen.channels
-    )
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(DatasetConfig)}
+    return ResolvedDatasetConfig(**fields | {"resolution": resolution, "channels": channels})
 
 
-def _check_config(dataset: Location, config: DatasetConfig) -> None:
-    if not (dataset / "dataset.json").exists():
+def _check_config(dataset: Location, config: ResolvedDatasetConfig) -> None:
+    """Raise a `DatasetError` if the dataset is there and has another configuration."""
+    if not record_path(dataset).exists():
         return
     changed = differences(dataclasses.asdict(read_config(dataset)), dataclasses.asdict(config))
     if changed:
-        raise UserError(
+        raise DatasetError(
             f"{dataset}: was made with another configuration ({'; '.join(changed)}); "
-            "give another --dataset, or the old values"
+            "give another `dataset`, or the old values"
         )
 
 
@@ -158,7 +172,7 @@ def _no_trace_of_a_mistake(dataset: Location) -> Iterator[None]:
         yield
     except UserError:
         if not (dataset / "plans").names() and not (dataset / "snapshots").names():
-            (dataset / "dataset.json").unlink()
+            record_path(dataset).unlink()
             if dataset.path is not None:
                 for folder in FOLDERS:
                     with contextlib.suppress(OSError):
@@ -166,19 +180,20 @@ def _no_trace_of_a_mistake(dataset: Location) -> Iterator[None]:
         raise
 
 
-def _create(dataset: Location, config: DatasetConfig) -> None:
+def _create(dataset: Location, config: ResolvedDatasetConfig) -> None:
+    """Make the folders and `dataset.json` where they are missing; delete what killed writers left."""
     if dataset.path is not None:
         for folder in FOLDERS:
             (dataset.path / folder).mkdir(exist_ok=True)
             sweep_temporary(dataset.path / folder)
         sweep_temporary(dataset.path)
-    if not (dataset / "dataset.json").exists():
-        write_json(dataset / "dataset.json", config_record(config))
+    if not record_path(dataset).exists():
+        write_config(dataset, config)
 
 
-def _say_nothing_new(dataset: Location, inputs: Sequence[Location], survey: DiffStats) -> None:
-    print(f"preprocess: nothing new in {len(inputs)} input(s), {survey.unchanged} files known; {dataset} is up to date")
-    for line in survey.lines():
+def _print_nothing_new(dataset: Location, inputs: Sequence[Location], stats: DiffStats) -> None:
+    print(f"preprocess: nothing new in {len(inputs)} input(s), {stats.unchanged} files known; {dataset} is up to date")
+    for line in stats.lines():
         print(f"preprocess: {line}", flush=True)
 
 
@@ -187,11 +202,13 @@ def _say_nothing_new(dataset: Location, inputs: Sequence[Location], survey: Diff
 
 def _decode_blocks(dataset: Location, plan: Plan, contents: ContentIndex) -> int:
     """Decode every block of the plan that is not done. Returns the bytes of the files read."""
-    done = set(part_names(dataset))
-    missing = [block for block in range(plan.blocks) if f"{part_name(plan.number, block)}.parquet" not in done]
+    done, blocks = set(part_names(dataset)), range(len(plan.block_rows))
+    missing = [block for block in blocks if f"{part_name(plan.number, block)}.parquet" not in done]
     if not missing:
         return 0
     # Our own bar tells as much as Ray Data's lines about progress; its warnings stay.
+    import ray.data  # Takes seconds: not for a run that finds nothing new, nor before a mistake is told.
+
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current()
@@ -205,7 +222,7 @@ def _decode_blocks(dataset: Location, plan: Plan, contents: ContentIndex) -> int
     )
     size = 0
     with tqdm(total=plan.rows, unit="img", desc="preprocess", mininterval=1) as bar:
-        bar.update(plan.rows - sum(plan.block_rows(block) for block in missing))
+        bar.update(plan.rows - sum(plan.block_rows[block] for block in missing))
         for row in counts.iter_rows():
             if row["error"]:
                 raise UserError(row["error"])

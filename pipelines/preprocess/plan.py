@@ -2,14 +2,13 @@
 
     list the sources -> what is new, changed, vanished -> ids in hashed order -> plans/N.parquet
 
-Ids are dealt in the order of a seeded hash of source and path, numbered on from the last, so that they depend
-neither on the order of a directory listing nor on what is found in the files.
+Ids are assigned in the order of a seeded hash of source and path, numbered on from the last, so that they depend
+neither on the order of a directory listing nor on what is in the files.
 """
 
-import dataclasses
-import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +16,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from glo_core.common.arrays import Int64Array
+from glo_core.common.errors import DatasetError
 from glo_core.common.files import atomic_write, open_parquet
 from glo_core.common.location import Location
-from glo_core.dataset_format.config import DatasetConfig
+from glo_core.dataset_format.config import ResolvedDatasetConfig
 from glo_core.dataset_format.hash_index import halves, key_column
-from pipelines.preprocess.diff import NAMES_SHOWN, NEW, Diff, DiffStats, names_of
-from pipelines.preprocess.file_index import FileIndex, write_touched
+from glo_core.dataset_format.records import DatasetFile, parse_schema, schema_metadata
+from pipelines.preprocess.diff import NEW_FILES, Diff
+from pipelines.preprocess.diff_stats import NAMES_SHOWN, DiffStats, names_of_ids
+from pipelines.preprocess.file_index import FileIndex, read_stat_cache, update_stat_cache
 from pipelines.preprocess.sources import find_sources
 
 BLOCK_BYTES, MAX_BLOCK_ROWS = 128 << 20, 1 << 16
@@ -48,50 +50,75 @@ PLAN = pa.schema(
 )
 
 
+OnChange = Literal["keep", "replace"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRecord(DatasetFile):
+    """What the schema of a plan holds."""
+
+    format = "glo-plan"
+    sources: dict[str, str]
+    """Base folder of each source of the dataset so far"""
+    inputs: tuple[str, ...]
+    """Inputs that the plan was made for"""
+    on_change: OnChange
+    """Whether the images of files whose bytes changed stay or go"""
+    stats: DiffStats
+    """What listing the inputs found"""
+
+
 class Plan(NamedTuple):
     """One committed plan: which file gets which id."""
 
     number: int
     path: Location
     rows: int
-    blocks: int
-    sources: dict[str, str]
-    """Base folder of each source of the dataset so far"""
-    inputs: list[str]
-    """Inputs that the plan was made for"""
-    on_change: str
-    """"keep" or "replace" the images of files whose bytes changed"""
-    survey: DiffStats
-
-    def block_rows(self, block: int) -> int:
-        return int(open_parquet(self.path).metadata.row_group(block).num_rows)
+    """Files and members that get an id"""
+    block_rows: tuple[int, ...]
+    """Rows of each block"""
+    record: PlanRecord
 
 
 def plan_path(dataset: Location, number: int) -> Location:
+    """The file of plan `number`, from 1 on."""
     return dataset / "plans" / f"{number:06d}.parquet"
 
 
-def plan_names(dataset: Location) -> list[str]:
-    return [name for name in (dataset / "plans").names() if not name.startswith(".")]
+def open_plans(dataset: Location) -> list[tuple[Any, PlanRecord]]:
+    """Every plan of `dataset`, oldest first; see `open_plan`."""
+    return [open_plan(dataset / "plans" / name) for name in (dataset / "plans").names() if not name.startswith(".")]
+
+
+def open_plan(path: Location) -> tuple[Any, PlanRecord]:
+    """The plan in the file `path` as a `pyarrow.parquet.ParquetFile`, and its record.
+
+    Raises:
+        DatasetError: if the file is missing, not whole, or of another format or version.
+    """
+    file = open_parquet(path, DatasetError)
+    return file, parse_schema(file.schema_arrow.metadata, PlanRecord, path)
 
 
 def read_plan(path: Location) -> Plan:
-    file = open_parquet(path)
-    metadata = json.loads(file.schema_arrow.metadata[b"glo"])
+    """The plan in the file `path`, without its rows; errors as of `open_plan`."""
+    file, record = open_plan(path)
+    metadata = file.metadata
     return Plan(
         number=int(path.name.removesuffix(".parquet")),
         path=path,
-        rows=file.metadata.num_rows,
-        blocks=file.metadata.num_row_groups,
-        sources=metadata["sources"],
-        inputs=metadata["inputs"],
-        on_change=metadata["on_change"],
-        survey=DiffStats(**metadata["survey"]),
+        rows=metadata.num_rows,
+        block_rows=tuple(metadata.row_group(block).num_rows for block in range(metadata.num_row_groups)),
+        record=record,
     )
 
 
 def pending_plan(dataset: Location, snapshots: int) -> Plan | None:
-    """The plan of an interrupted run, if there is one."""
+    """The plan of an interrupted run, if there is one.
+
+    Args:
+        snapshots: how many are committed.
+    """
     path = plan_path(dataset, snapshots + 1)
     return read_plan(path) if path.exists() else None
 
@@ -99,74 +126,85 @@ def pending_plan(dataset: Location, snapshots: int) -> Plan | None:
 def make_plan(
     dataset: Location,
     number: int,
-    config: DatasetConfig,
+    config: ResolvedDatasetConfig,
     inputs: Sequence[Location],
     *,
-    on_change: str = "keep",
+    on_change: OnChange = "keep",
     retry: Int64Array,
 ) -> tuple[DiffStats, Plan | None]:
-    """List `inputs`, deal ids to what is new there, and commit that; no plan if nothing is.
+    """List `inputs`, assign ids to what is new there, and commit that; no plan if nothing is new.
 
     Args:
         number: of the plan.
         on_change: recorded in the plan.
-        retry: ids of rejected files that are to be tried again.
+        retry: ids of rejected files that are to be tried again, int64 `[n]`.
 
     Raises:
         UserError: if an input is missing or holds no file.
     """
-    plans = plan_names(dataset)
-    names = dict(read_plan(dataset / "plans" / plans[-1]).sources) if plans else {}
-    sources = find_sources(inputs, names)
-    names |= {source.name: str(source.base) for source in sources}
-    numbers: dict[str, int] = {}
-    known = FileIndex.read(dataset, plans, numbers)
-    known.forget(retry)
-    listing = Diff(dataset, plans, config.seed, known, numbers, frozenset(retry.tolist()))
+    plans = open_plans(dataset)
+    files, bases = [file for file, _ in plans], dict(plans[-1][1].sources) if plans else {}
+    sources = find_sources(inputs, bases)
+    bases |= {source.name: str(source.base) for source in sources}
+    source_numbers: dict[str, int] = {}
+    index = FileIndex.read(files, read_stat_cache(dataset), source_numbers)
+    index.forget(retry)
+    diff = Diff(dataset, files, config.seed, index, source_numbers, frozenset(retry.tolist()))
     for source in sources:
-        listing.add(source)
-    gone = known.vanished([numbers[source.name] for source in sources])
-    survey = listing.survey
-    survey.vanished += len(gone)
-    survey.vanished_names += names_of(dataset, gone[:NAMES_SHOWN])
-    new = pa.concat_tables(listing.new) if listing.new else NEW.empty_table()
-    next_id, touched = known.next_id, listing.touched
-    del listing, known
-    if not len(new):
-        write_touched(dataset, touched)
-        return survey, None
-    metadata = {
-        "sources": names,
-        "inputs": [str(source.given) for source in sources],
-        "on_change": on_change,
-        "survey": dataclasses.asdict(survey),
-    }
+        diff.scan(source)
+    vanished = index.vanished([source_numbers[source.name] for source in sources])
+    names = names_of_ids(dataset, vanished[:NAMES_SHOWN])
+    stats = diff.stats + DiffStats(vanished=len(vanished), vanished_names=names)
+    new_files = pa.concat_tables(diff.new_files) if diff.new_files else NEW_FILES.empty_table()
+    next_id, stat_updates = index.next_id, diff.stat_updates
+    del diff, index  # 71 bytes for each file, before the new ones are sorted
+    if not len(new_files):
+        update_stat_cache(dataset, stat_updates)
+        return stats, None
+    record = PlanRecord(
+        sources=bases, inputs=tuple(str(source.input) for source in sources), on_change=on_change, stats=stats
+    )
     path = plan_path(dataset, number)
-    _write(path, new, list(numbers), next_id, config, metadata)
-    write_touched(dataset, touched)  # After the plan: what it says is known must be in a plan.
-    return survey, read_plan(path)
+    _write(path, new_files, list(source_numbers), next_id, config, record)
+    update_stat_cache(dataset, stat_updates)  # After the plan: the cache may only name files that a plan has.
+    return stats, read_plan(path)
 
 
 def _write(
-    path: Location, new: Any, sources: Sequence[str], next_id: int, config: DatasetConfig, metadata: dict[str, Any]
+    path: Location,
+    new_files: Any,
+    sources: Sequence[str],
+    next_id: int,
+    config: ResolvedDatasetConfig,
+    record: PlanRecord,
 ) -> None:
     """Put the new files in order, number them, and write a row group for each block."""
-    keys, order_keys = (halves(key_column(new.column(name))) for name in ("key", "order"))
+    # uint64 [n, 2] each, on the axis of `new_files`
+    keys, order_keys = (halves(key_column(new_files.column(name))) for name in ("key", "order"))
+    # [n]: rows of `new_files` by key, and within a container by the member's own hash
     order = np.lexsort((order_keys[:, 1], order_keys[:, 0], keys[:, 1], keys[:, 0]))
-    # The low half of the same 128 bits: independent of the order, and of later folders.
+    # Held out if the low half of the 128 bits, as a fraction of 2^64, is below `holdout`: it is independent of the
+    # high half, which decides the order, and of later folders.
     low = np.where(order_keys.any(axis=1), order_keys[:, 1], keys[:, 1])
     held_out = low / 2.0**64 < config.holdout
     del keys, order_keys, low
-    new = new.combine_chunks()
-    blocks = min(max(len(new) // MIN_BLOCK_ROWS, 1), BLOCKS_PER_PLAN)
-    rows = min(max(BLOCK_BYTES // config.image_bytes, 1), MAX_BLOCK_ROWS, -(-len(new) // blocks))
-    schema = PLAN.with_metadata({"glo": json.dumps(metadata)})
+    new_files = new_files.combine_chunks()
+    block_rows = _rows_per_block(len(new_files), config.image_bytes)
+    schema = PLAN.with_metadata(schema_metadata(record))
     with atomic_write(path) as temporary, pq.ParquetWriter(temporary, schema) as file:
-        for first in range(0, len(new), rows):
-            some = order[first : first + rows]
-            table = new.take(some)
-            columns = {name: table.column(name) for name in PLAN.names if name in NEW.names}
+        for first in range(0, len(new_files), block_rows):
+            # [rows of this block] -> rows of `new_files`; ids follow the order
+            rows = order[first : first + block_rows]
+            table = new_files.take(rows)
+            columns = {name: table.column(name) for name in PLAN.names if name in NEW_FILES.names}
             columns["source"] = pc.take(pa.array(sources), table.column("source"))
-            columns["image_id"] = pa.array(np.arange(next_id + first, next_id + first + len(some)))
-            columns["held_out"] = pa.array(held_out[some])
-            file.write_table(pa.table([columns[name] for name in PLAN.names], schema=schema), row_group_size=rows)
+            columns["image_id"] = pa.array(np.arange(next_id + first, next_id + first + len(rows)))
+            columns["held_out"] = pa.array(held_out[rows])
+            block = pa.table([columns[name] for name in PLAN.names], schema=schema)
+            file.write_table(block, row_group_size=block_rows)
+
+
+def _rows_per_block(rows: int, image_bytes: int) -> int:
+    """Images of a block: as many as fit, but fewer in a small plan, so that every core has work."""
+    blocks = min(max(rows // MIN_BLOCK_ROWS, 1), BLOCKS_PER_PLAN)
+    return min(max(BLOCK_BYTES // image_bytes, 1), MAX_BLOCK_ROWS, -(-rows // blocks))

@@ -1,7 +1,7 @@
 """What a preprocessing run tells: a closing summary, a contact sheet of new images, the names of rejected files."""
 
+import dataclasses
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,51 +11,58 @@ import pyarrow.compute as pc
 from glo_core.common.arrays import UInt8Array
 from glo_core.common.location import Location
 from glo_core.dataset_format.blocks import open_block
-from glo_core.dataset_format.config import DatasetConfig
+from glo_core.dataset_format.config import ResolvedDatasetConfig
 from glo_core.dataset_format.manifest import read_parts
+from glo_core.dataset_format.snapshots import Snapshot, snapshot_path
 from glo_core.sampling.image_grid import grid, in_rows
 from pipelines.common.tracking import Tracker
-from pipelines.preprocess.diff import DiffStats, shown
+from pipelines.preprocess.diff_stats import DiffStats, display_name
 
 SHEET_COLUMNS, SHEET_ROWS = 12, 6
 NAMES_LISTED = 1000
 
 
 class PreprocessReport(NamedTuple):
-    snapshot: Mapping[str, Any]
-    survey: DiffStats
-    seconds: float
-    size: int
-    """Bytes of the files read"""
+    """What one run did."""
 
-    def record(self) -> dict[str, Any]:
+    snapshot: Snapshot
+    stats: DiffStats
+    seconds: float
+    """From the start of listing to the commit"""
+    bytes: int
+    """Of the files read"""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every figure by its name."""
         return {
-            "found": self.survey.found,
-            **self.snapshot["counts"],
-            "unchanged": self.survey.unchanged,
-            "changed": self.survey.changed,
-            "vanished": self.survey.vanished,
-            "replaced": len(self.snapshot["replaced"]),
-            "bytes": self.size,
+            "found": self.stats.found,
+            **dataclasses.asdict(self.snapshot.counts),
+            "unchanged": self.stats.unchanged,
+            "changed": self.stats.changed,
+            "vanished": self.stats.vanished,
+            "replaced": len(self.snapshot.replaced),
+            "bytes": self.bytes,
             "seconds": round(self.seconds, 1),
-            "images_per_s": round(self.snapshot["counts"]["files"] / self.seconds, 1),
-            "reasons": self.snapshot["rejected"],
-            "digest": self.snapshot["digest"],
-            "snapshot": self.snapshot["number"],
+            "images_per_s": round(self.snapshot.counts.files / self.seconds, 1),
+            "reasons": self.snapshot.rejected,
+            "digest": self.snapshot.digest,
+            "snapshot": self.snapshot.number,
         }
 
     def metrics(self) -> dict[str, float]:
-        return {key: value for key, value in self.record().items() if isinstance(value, int | float)}
+        """The figures that are numbers."""
+        return {key: value for key, value in self.as_dict().items() if isinstance(value, int | float)}
 
     def text(self, dataset: Location) -> str:
-        r = self.record()
+        """The report for people, in lines."""
+        r = self.as_dict()
         lines = [
             f"found {r['found']} files, {r['unchanged']} of them unchanged",
             f"{r['files']} new: {r['train']} to train on, {r['holdout']} held out, {r['duplicate']} duplicate, "
             f"{r['rejected']} rejected",
             *(f"rejected {count}: {reason}" for reason, count in sorted(r["reasons"].items(), key=lambda i: -i[1])),
             *(["the rejected files' names are in the manifest, and in MLflow as rejected.txt"] if r["reasons"] else []),
-            *self.survey.lines(),
+            *self.stats.lines(),
             *(
                 [f"replaced {r['replaced']}: the old images are removed, and counted off above"]
                 if r["replaced"]
@@ -67,41 +74,43 @@ class PreprocessReport(NamedTuple):
         return "\n".join(f"preprocess: {line}" for line in lines)
 
 
-def log_pictures(tracker: Tracker, dataset: Location, snapshot: Mapping[str, Any], config: DatasetConfig) -> None:
+def log_pictures(tracker: Tracker, dataset: Location, snapshot: Snapshot, config: ResolvedDatasetConfig) -> None:
     """Show in MLflow a sample of a snapshot's images, and list the files that it rejected."""
     with tempfile.TemporaryDirectory(prefix="glo-") as scratch:
         images = sample_images(dataset, snapshot, config, SHEET_COLUMNS * SHEET_ROWS)
         if len(images):
             sheet = Path(scratch) / "new_images.png"
             grid(in_rows(images, SHEET_COLUMNS)).save(sheet, compress_level=1)
-            tracker.image(sheet, images_seen=snapshot["number"])
-        rejected = _rejected(dataset, snapshot["number"])
+            tracker.image(sheet, images_seen=snapshot.number)
+        rejected = _rejected(dataset, snapshot.number)
         if rejected:
             listing = Path(scratch) / "rejected.txt"
             listing.write_text("\n".join(rejected) + "\n", errors="backslashreplace")
             tracker.artifact(listing)
-        record = Path(scratch) / f"{snapshot['number']:06d}.json"
-        record.write_bytes((dataset / "snapshots" / record.name).read_bytes())
-        tracker.artifact(record)
+        record = snapshot_path(dataset, snapshot.number)
+        copy = Path(scratch) / record.name
+        copy.write_bytes(record.read_bytes())
+        tracker.artifact(copy)
 
 
-def sample_images(dataset: Location, snapshot: Mapping[str, Any], config: DatasetConfig, count: int) -> UInt8Array:
+def sample_images(dataset: Location, snapshot: Snapshot, config: ResolvedDatasetConfig, count: int) -> UInt8Array:
     """At most `count` training images of a snapshot, uint8 `[n, H, W, C]`: the same ones every time."""
-    random = np.random.default_rng([config.seed, snapshot["number"]])
-    blocks = [block for block in snapshot["blocks"] if block["bytes"]]
-    picked: list[UInt8Array] = []
+    random = np.random.default_rng([config.seed, snapshot.number])
+    blocks = snapshot.blocks
+    images: list[UInt8Array] = []
     for block in random.permutation(len(blocks))[:8]:  # Of a remote dataset, each one costs a request.
-        reader = open_block(dataset / "blocks" / blocks[block]["name"], config)
-        wanted = -(-count // min(len(blocks), 8))
+        reader = open_block(dataset / "blocks" / blocks[block].name, config)
+        missing = -(-count // min(len(blocks), 8))
         for shard in random.permutation(config.code_shards):
             column = reader.get_batch(int(shard)).column("image")
-            rows = random.permutation(len(column))[:wanted]
-            picked += [np.frombuffer(column[int(row)].as_py(), np.uint8) for row in rows]
-            wanted -= len(rows)
-            if not wanted:
+            rows = random.permutation(len(column))[:missing]
+            images += [np.frombuffer(column[int(row)].as_py(), np.uint8) for row in rows]
+            missing -= len(rows)
+            if not missing:
                 break
     side = config.resolution
-    return np.array(picked[:count], np.uint8).reshape(-1, side, side, config.channels)
+    # [<= count, H * W * C] -> [<= count, H, W, C]
+    return np.array(images[:count], np.uint8).reshape(-1, side, side, config.channels)
 
 
 def _rejected(dataset: Location, number: int) -> list[str]:
@@ -110,6 +119,6 @@ def _rejected(dataset: Location, number: int) -> list[str]:
     for table in read_parts(dataset, ["source", "path", "member", "status", "reason", "detail"], of=number):
         for row in table.filter(pc.equal(table.column("status"), "rejected")).to_pylist():
             detail = f" ({row['detail']})" if row["detail"] else ""
-            lines.append(f"{shown(row['source'], row['path'], row['member'])}: {row['reason']}{detail}")
+            lines.append(f"{display_name(row['source'], row['path'], row['member'])}: {row['reason']}{detail}")
     rest = len(lines) - NAMES_LISTED
     return lines[:NAMES_LISTED] + ([f"... and {rest} more: see the manifest"] if rest > 0 else [])

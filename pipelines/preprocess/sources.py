@@ -11,7 +11,7 @@ import stat
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from glo_core.common.errors import UserError
+from glo_core.common.errors import ConfigError
 from glo_core.common.location import Location
 from glo_core.dataset_format.image_decoding import RejectedImageError
 from pipelines.preprocess.containers import is_container
@@ -26,25 +26,28 @@ class Source(NamedTuple):
     """Folder that the paths of its files begin at"""
     kind: str
     """"folder", "container" or "list" """
-    given: Location
-    """The input as it was named"""
+    input: Location
+    """The folder, container or list itself"""
 
 
-def find_sources(inputs: Sequence[Location], known: dict[str, str]) -> list[Source]:
-    """Name every input. `known` maps the names given before to their base folders.
+def find_sources(inputs: Sequence[Location], bases: dict[str, str]) -> list[Source]:
+    """Name every input.
 
     A folder that moved keeps its name: its old place is gone, and the new one ends alike.
+
+    Args:
+        bases: base folder of each source of earlier plans, by its name.
 
     Raises:
         UserError: if an input is missing or is of no kind that is read.
     """
-    names, sources = dict(known), []
-    for given in dict.fromkeys(_resolved(place) for place in inputs):
-        kind = _kind(given)
-        base = given if kind == "folder" else given.parent
-        name = _name(given, base, names)
-        names[name] = str(base)
-        sources.append(Source(name, base, kind, given))
+    bases, sources = dict(bases), []
+    for place in dict.fromkeys(_resolved(place) for place in inputs):
+        kind = _kind(place)
+        base = place if kind == "folder" else place.parent
+        name = _name(place, base, bases)
+        bases[name] = str(base)
+        sources.append(Source(name, base, kind, place))
     return sources
 
 
@@ -52,30 +55,33 @@ def _resolved(place: Location) -> Location:
     return Location(place.path.resolve()) if place.path else place
 
 
-def _name(given: Location, base: Location, names: dict[str, str]) -> str:
-    """The name under which this base is known, or one whose folder is gone, or a new one."""
-    last = given.name
+def _name(place: Location, base: Location, bases: dict[str, str]) -> str:
+    """The name that this base has, or else one whose base is gone, or else a new one."""
+    last = place.name
     if not last.isprintable():
-        raise UserError(f"input={str(given)!r}: its last part is not valid text; give a link of another name to it")
+        raise ConfigError(
+            f"`input` (={str(place)!r}): its last part is not valid text; give a link of another name to it"
+        )
     numbered = (last if number == 1 else f"{last}-{number}" for number in itertools.count(1))
-    alike = list(itertools.takewhile(lambda name: name in names, numbered))
-    exact = [name for name in alike if names[name] == str(base)]
-    gone = [name for name in alike if not Location(names[name]).exists()]
-    return (exact + gone + [last if not alike else f"{last}-{len(alike) + 1}"])[0]
+    used = list(itertools.takewhile(lambda name: name in bases, numbered))
+    exact = [name for name in used if bases[name] == str(base)]
+    gone = [name for name in used if not Location(bases[name]).exists()]
+    return (exact + gone + [last if not used else f"{last}-{len(used) + 1}"])[0]
 
 
-def _kind(given: Location) -> str:
-    if given.is_dir():
+def _kind(place: Location) -> str:
+    if place.is_dir():
         return "folder"
-    if not given.exists():
-        raise UserError(f"input={given}: missing, where a folder of image files was expected")
-    name = os.fsencode(given.name)
+    if not place.exists():
+        raise ConfigError(f"`input` (={place}): missing, where a folder of image files was expected")
+    name = os.fsencode(place.name)
     if is_container(name):
         return "container"
     if name.lower().endswith(LISTS):
         return "list"
-    raise UserError(
-        f"input={given}: a file, where a folder of images, a .tar or .parquet file, or a .txt or .lst list was expected"
+    raise ConfigError(
+        f"`input` (={place}): a file, where a folder of images, a .tar or .parquet file, or a .txt or .lst list was "
+        "expected"
     )
 
 
@@ -84,7 +90,7 @@ def _kind(given: Location) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _folder(base: Location) -> bytes | None:
-    """The path that local names are put behind."""
+    """The local folder that paths begin at, with its slash; None of a remote one."""
     return os.path.join(os.fsencode(base.path), b"") if base.path else None
 
 
@@ -100,7 +106,7 @@ def locate(base: Location, path: bytes) -> bytes | Location:
 
 
 def place_of(base: Location, path: bytes) -> Location:
-    """The same as a `Location`."""
+    """The file at `path` of a source, as a `Location`."""
     place = locate(base, path)
     return place if isinstance(place, Location) else Location(os.fsdecode(place))
 
@@ -109,7 +115,7 @@ def read_file(base: Location, path: bytes, size: int = -1) -> bytes:
     """The bytes of one file, read once.
 
     Args:
-        size: of the regular file that was met here, if it is known.
+        size: bytes of the regular file that was listed here; -1 if that is not known.
 
     Raises:
         RejectedImageError: if it is missing, unreadable or no regular file.

@@ -1,4 +1,4 @@
-"""Diff a source: every file with its path, size and time, many at once where the file system is slow."""
+"""The files of a source, each with its path, size and time; many at once where the file system is slow."""
 
 import heapq
 import itertools
@@ -11,20 +11,16 @@ from typing import Any, NamedTuple
 
 import pyarrow.fs as pafs
 
-from glo_core.common.errors import UserError
+from glo_core.common.errors import ConfigError
 from glo_core.common.location import Location
 from pipelines.preprocess.sources import Source, locate
 
 CHUNK = 8192
 """Files that are handed on together."""
-
-
 WAITING = 32
 """Requests to a network that are under way at once."""
-
-
 SLOW_STAT_S = 50e-6
-"""A file system that takes longer for one file is asked for many at once; on a local disk threads only cost."""
+"""Seconds for one file above which many are looked at at once; on a local disk threads only cost."""
 
 
 class Files(NamedTuple):
@@ -33,8 +29,9 @@ class Files(NamedTuple):
     paths: list[bytes]
     """Relative to the base; in a list, each line as it stands"""
     sizes: list[int]
-    """Bytes; -1 of what could not be requested, or is no regular file"""
+    """Bytes; -1 of what could not be read, or is no regular file"""
     mtimes_ns: list[int]
+    """Nanoseconds since 1970; 0 of what could not be read"""
 
     def add(self, path: bytes, size: int, mtime_ns: int) -> None:
         self.paths.append(path)
@@ -45,28 +42,29 @@ class Files(NamedTuple):
 # ---------------------------------------------------------------- listing
 
 
-def no_file(source: Source) -> UserError:
-    return UserError(f"input={source.given}: holds no file, where image files were expected")
+def no_file(source: Source) -> ConfigError:
+    """The error about a source that is empty."""
+    return ConfigError(f"`input` (={source.input}): holds no file, where image files were expected")
 
 
 def list_files(source: Source) -> Iterator[Files]:
     """Every file of a source, in chunks, in no order; names that begin with a dot are left out.
 
     Raises:
-        UserError: if the input itself cannot be listed.
+        ConfigError: if the input itself cannot be listed.
     """
     try:
         if source.kind == "container":
-            yield from _ask(source, iter([os.fsencode(source.given.name)]))
+            yield from _stat_all(source, iter([os.fsencode(source.input.name)]))
         elif source.kind == "list":
-            lines = (line.rstrip(b"\r") for line in source.given.read_bytes().split(b"\n"))
-            yield from _ask(source, (line for line in lines if line.strip()))
+            lines = (line.rstrip(b"\r") for line in source.input.read_bytes().split(b"\n"))
+            yield from _stat_all(source, (line for line in lines if line.strip()))
         elif source.base.path is not None:
             yield from _walk(os.fsencode(source.base.path))
         else:
             yield from _walk_remote(source.base)
     except OSError as error:
-        raise UserError(f"input={source.given}: {error.strerror or str(error).splitlines()[0]}") from None
+        raise ConfigError(f"`input` (={source.input}): {error.strerror or str(error).splitlines()[0]}") from None
 
 
 def _walk(base: bytes) -> Iterator[Files]:
@@ -74,8 +72,8 @@ def _walk(base: bytes) -> Iterator[Files]:
     unread = Files([], [], [])
     entries = _entries(base, unread)
     with _Chunks() as chunks:
-        while some := list(itertools.islice(entries, CHUNK)):
-            yield from chunks.submit(_stat_entries, some, len(base) + 1)
+        while chunk := list(itertools.islice(entries, CHUNK)):
+            yield from chunks.submit(_stat_entries, chunk, len(base) + 1)
         yield from chunks.rest()
     yield unread
 
@@ -95,7 +93,7 @@ def _entries(base: bytes, unread: Files) -> Iterator["os.DirEntry[bytes]"]:
         except OSError:
             if folder == base:
                 raise
-            unread.add(folder[len(base) + 1 :], -1, 0)  # It was met, and is rejected.
+            unread.add(folder[len(base) + 1 :], -1, 0)  # It is listed, so that it is rejected.
             continue
         with listing:
             for entry in listing:
@@ -137,10 +135,10 @@ def _walk_remote(base: Location) -> Iterator[Files]:
     with ThreadPoolExecutor(WAITING) as pool:
         pending = [pool.submit(_list_remote, fs, root)]
         while pending:
-            found, folders = pending.pop(0).result()
+            files, folders = pending.pop(0).result()
             pending += [pool.submit(_list_remote, fs, folder) for folder in folders]
-            for first in range(0, len(found), CHUNK):
-                infos = found[first : first + CHUNK]
+            for first in range(0, len(files), CHUNK):
+                infos = files[first : first + CHUNK]
                 yield Files(
                     [os.fsencode(info.path[len(root) + 1 :]) for info in infos],
                     [info.size for info in infos],
@@ -149,16 +147,17 @@ def _walk_remote(base: Location) -> Iterator[Files]:
 
 
 def _list_remote(fs: Any, folder: str) -> tuple[list[Any], list[str]]:
+    """The `pyarrow.fs.FileInfo` of each object in one folder, and the paths of the folders in it."""
     infos = [info for info in fs.get_file_info(pafs.FileSelector(folder)) if not info.base_name.startswith(".")]
     files = [info for info in infos if info.type == pafs.FileType.File]
     return files, [info.path for info in infos if info.type == pafs.FileType.Directory]
 
 
-def _ask(source: Source, paths: Iterator[bytes]) -> Iterator[Files]:
-    """Size and time of files whose paths are known."""
+def _stat_all(source: Source, paths: Iterator[bytes]) -> Iterator[Files]:
+    """The files at `paths` of a source."""
     with _Chunks() as chunks:
-        while some := list(itertools.islice(paths, CHUNK)):
-            yield from chunks.submit(_stat_paths, source.base, some)
+        while chunk := list(itertools.islice(paths, CHUNK)):
+            yield from chunks.submit(_stat_paths, source.base, chunk)
         yield from chunks.rest()
 
 
@@ -190,19 +189,20 @@ class _Chunks:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def submit(self, ask: Callable[..., Files], *arguments: Any) -> Iterator[Files]:
-        """Ask about one more chunk; yields what is answered."""
+    def submit(self, stat_chunk: Callable[..., Files], *arguments: Any) -> Iterator[Files]:
+        """Look at one more chunk; yields the chunks that are ready."""
         if self._pool is None:
             started = time.perf_counter()
-            files = ask(*arguments)
+            files = stat_chunk(*arguments)
             if (time.perf_counter() - started) / len(files.paths) > SLOW_STAT_S:
                 self._pool = ThreadPoolExecutor(WAITING)
             yield files
             return
-        self._waiting.append(self._pool.submit(ask, *arguments))
+        self._waiting.append(self._pool.submit(stat_chunk, *arguments))
         if len(self._waiting) >= 2 * WAITING:
             yield self._waiting.pop(0).result()
 
     def rest(self) -> Iterator[Files]:
+        """The chunks that are still under way."""
         for future in self._waiting:
             yield future.result()

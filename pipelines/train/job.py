@@ -18,7 +18,7 @@ from glo_core.decoder.config import Shape
 from glo_core.decoder.cost import cost, num_parameters
 from glo_core.evaluation.record import MetricsRecord
 from glo_core.losses.weighted_sum import make_loss
-from glo_core.training.config import TrainConfig
+from glo_core.training.config import ResolvedTrainConfig
 from glo_core.training.epoch_batches import too_many_workers
 from glo_core.training.restore import require_decoder
 from glo_core.training.schedule import Phase
@@ -26,9 +26,8 @@ from pipelines.common.ray_session import ray_session
 from pipelines.common.records import TrainDone, read_run_record
 from pipelines.common.stage import Input, Stage, identity_of, open_stage, run_id_of
 from pipelines.train.config import TrainJob
-from pipelines.train.phases import complete, next_phase
+from pipelines.train.phases import next_phase, resolve_recipe
 from pipelines.train.progress_log import ProgressLog
-from pipelines.train.ray_workers import fit, worker_resources
 
 log = logging.getLogger("glo.train")
 
@@ -42,26 +41,26 @@ def run_training(job: TrainJob) -> TrainDone:
         SystemExit: of status 130, if training stopped on request before its target, with a checkpoint.
     """
     dataset = Dataset.open(job.dataset)
-    job = complete(job, dataset)
-    made_by = dataset.snapshots[-1].get("mlflow_run_id")
+    recipe = resolve_recipe(job, dataset)
+    made_by = dataset.snapshots[-1].mlflow_run_id
     inputs = {"dataset": Input(job.dataset, dataset.root_digest, made_by)}
     warm_start = _warm_start(job)
     if warm_start is not None and job.warm_start is not None:
-        require_decoder(warm_start, job.decoder, _shape(job, dataset))
+        require_decoder(warm_start, recipe.decoder, _shape(recipe, dataset))
         inputs["warm_start"] = Input(job.warm_start, warm_start.digest, run_id_of(job.warm_start))
     with open_stage(
         "train",
         job.run,
         root=job.run.parent,
-        identity=identity_of(job, TrainConfig),
+        identity=identity_of(recipe, ResolvedTrainConfig),
         inputs=inputs,
         done_type=TrainDone,
         tracking=job,
     ) as stage:
-        _require_trainable(job, dataset)
+        _require_trainable(job, recipe, dataset)
         phase = next_phase(stage, job, dataset)
         if phase is not None:
-            done = _train_phase(job, dataset, stage, phase, warm_start)
+            done = _train_phase(job, recipe, dataset, stage, phase, warm_start)
         else:
             assert stage.done is not None
             done = stage.done
@@ -77,8 +76,15 @@ def run_training(job: TrainJob) -> TrainDone:
 
 
 def _train_phase(
-    job: TrainJob, dataset: Dataset, stage: Stage[TrainDone], phase: Phase, warm_start: Checkpoint | None
+    job: TrainJob,
+    recipe: ResolvedTrainConfig,
+    dataset: Dataset,
+    stage: Stage[TrainDone],
+    phase: Phase,
+    warm_start: Checkpoint | None,
 ) -> TrainDone:
+    from pipelines.train.ray_workers import fit, worker_resources  # Brings Ray: not before a mistake is told.
+
     snapshot = stage.record.phases[-1].snapshot
     with ray_session():
         resources = worker_resources(job)
@@ -86,8 +92,8 @@ def _train_phase(
         decoder = _copy_decoder(warm_start, job.run / "warm_start") if warm_start is not None else None
         length = {"images": phase.target, "workers": job.workers, "device": job.device}
         stage.begin({**stage.record.identity, f"phase.{phase.number}": length})
-        _log_plan(job, dataset, phase)
-        fit(job, stage, phase, snapshot, resources, decoder)
+        _log_plan(job, recipe, dataset, phase)
+        fit(job, recipe, stage, phase, snapshot, resources, decoder)
     seen = Checkpoint.latest(job.run).position.images_seen
     if seen < phase.target:
         log.info("stopped at %d of %d images with a checkpoint; the same command resumes", seen, phase.target)
@@ -132,11 +138,11 @@ def _copy_decoder(checkpoint: Checkpoint, directory: Path) -> Path:
     return directory
 
 
-def _shape(job: TrainJob, dataset: Dataset) -> Shape:
-    return Shape(job.code.dim, dataset.config.resolution, dataset.config.channels)
+def _shape(recipe: ResolvedTrainConfig, dataset: Dataset) -> Shape:
+    return Shape(recipe.code.dim, dataset.config.resolution, dataset.config.channels)
 
 
-def _require_trainable(job: TrainJob, dataset: Dataset) -> None:
+def _require_trainable(job: TrainJob, recipe: ResolvedTrainConfig, dataset: Dataset) -> None:
     """Refuse what cannot be trained, before anything records it.
 
     Raises:
@@ -146,27 +152,29 @@ def _require_trainable(job: TrainJob, dataset: Dataset) -> None:
     if not dataset.num_train:
         raise DatasetError(f"{job.dataset}: has no training image; preprocess a folder that has some")
     try:
-        make_decoder(job.decoder, **_shape(job, dataset)._asdict())
-        make_loss(job.loss, job.pyramid, job.perceptual_network, dataset.config.resolution, torch.device("cpu"))
+        make_decoder(recipe.decoder, **_shape(recipe, dataset)._asdict())
+        make_loss(
+            recipe.loss, recipe.pyramid, recipe.perceptual_network, dataset.config.resolution, torch.device("cpu")
+        )
     except ValueError as error:
         raise ConfigError(f"{job.dataset}: {error}") from None
-    lanes = num_lanes(dataset.config.code_shards, job.batch_size)
+    lanes = num_lanes(dataset.config.code_shards, recipe.batch_size)
     _, most = job.fewest_and_most_workers
     if most > lanes:
-        raise ConfigError(too_many_workers(most, dataset.config.code_shards, job.batch_size))
+        raise ConfigError(too_many_workers(most, dataset.config.code_shards, recipe.batch_size))
 
 
-def _log_plan(job: TrainJob, dataset: Dataset, phase: Phase) -> None:
+def _log_plan(job: TrainJob, recipe: ResolvedTrainConfig, dataset: Dataset, phase: Phase) -> None:
     config = dataset.config
-    lanes = num_lanes(config.code_shards, job.batch_size)
+    lanes = num_lanes(config.code_shards, recipe.batch_size)
     epochs = phase.target / max(dataset.num_train, 1)
     log.info(
         f"{dataset.num_train} images of {config.resolution} px, {config.channels} channel(s); codes of "
-        f"{job.code.dim}; batches of {job.batch_size}; to {phase.target:,} images seen ({epochs:.1f} epochs); "
+        f"{recipe.code.dim}; batches of {recipe.batch_size}; to {phase.target:,} images seen ({epochs:.1f} epochs); "
         f"{job.workers} worker(s) on {lanes} lanes"
     )
-    decoder = make_decoder(job.decoder, **_shape(job, dataset)._asdict())
-    log.info("decoder %s %s", job.decoder.kind, _cost(job, decoder))
+    decoder = make_decoder(recipe.decoder, **_shape(recipe, dataset)._asdict())
+    log.info("decoder %s %s", recipe.decoder.kind, _cost(recipe, decoder))
     _, most = job.fewest_and_most_workers
     overload = overload_of(world_size=most, lanes=lanes)
     if overload > 1:
@@ -175,16 +183,16 @@ def _log_plan(job: TrainJob, dataset: Dataset, phase: Phase) -> None:
         )
 
 
-def _cost(job: TrainJob, decoder: torch.nn.Module) -> str:
+def _cost(recipe: ResolvedTrainConfig, decoder: torch.nn.Module) -> str:
     """Parameters, operations and memory of a step, in words."""
     parameters = num_parameters(decoder)
-    decoding = cost(decoder, job.code.dim)
+    decoding = cost(decoder, recipe.code.dim)
     if decoding is None:
         return f"of {parameters:,} parameters; its operations cannot be counted"
     # A step holds weights, their gradient, Adam's two moments and the EMA, and what the backward pass needs.
-    item_bytes = 8 if job.precision == "float64" else 4
-    memory = item_bytes * (5 * parameters + job.batch_size * decoding.activations)
+    item_bytes = 8 if recipe.precision == "float64" else 4
+    memory = item_bytes * (5 * parameters + recipe.batch_size * decoding.activations)
     return (
         f"of {parameters:,} parameters, {decoding.flops / 1e6:,.1f} MFLOP to decode an image; about "
-        f"{memory / 2**20:,.0f} MiB for a step of {job.batch_size} images"
+        f"{memory / 2**20:,.0f} MiB for a step of {recipe.batch_size} images"
     )

@@ -4,34 +4,32 @@ import dataclasses
 
 from glo_core.checkpoint.layout import committed_checkpoints
 from glo_core.checkpoint.reader import Checkpoint
-from glo_core.common.errors import ConfigError
+from glo_core.common.errors import CheckpointError, ConfigError
+from glo_core.common.records import parse_value
 from glo_core.data.dataset import Dataset
-from glo_core.training.auto_config import completed, images_to_see
+from glo_core.training.auto_config import images_to_see, resolve_defaults
+from glo_core.training.config import ResolvedTrainConfig
 from glo_core.training.schedule import Phase
-from pipelines.common.records import PhaseRecord, TrainDone, read_run_record
+from pipelines.common.records import RUN_FILE, PhaseRecord, TrainDone, read_run_record
 from pipelines.common.stage import Stage
 from pipelines.train.config import TrainJob
 
 
-def complete(job: TrainJob, dataset: Dataset) -> TrainJob:
-    """`job` with a batch size, a code dimension and filters: the run's own, or else by the rule for this dataset.
+def resolve_recipe(job: TrainJob, dataset: Dataset) -> ResolvedTrainConfig:
+    """The recipe of `job` with nothing left to choose: as the run has it, or else by the rules for `dataset`.
 
     Raises:
-        ConfigError: if the rule's do not go with what was given.
         CheckpointError: if the run's record is damaged.
     """
-    record = read_run_record(job.run)
+    record, earlier = read_run_record(job.run), None
     if record is not None:
-        identity = record.identity
-        code = dataclasses.replace(job.code, dim=job.code.dim or identity.get("code", {}).get("dim", 0))
-        filters = job.decoder.filters or tuple(identity.get("decoder", {}).get("filters", ()))
-        decoder = dataclasses.replace(job.decoder, filters=filters)
-        batch_size = job.batch_size or identity.get("batch_size", 0)
-        job = dataclasses.replace(job, batch_size=batch_size, code=code, decoder=decoder)
-    try:
-        return completed(job, dataset.num_train, dataset.config.resolution)
-    except ValueError as error:  # What was given does not go with what the rule chose.
-        raise ConfigError(str(error)) from None
+        try:
+            earlier = parse_value(record.identity, ResolvedTrainConfig)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{job.run / RUN_FILE}: identity: {error}; the file is damaged, copy it back"
+            ) from None
+    return resolve_defaults(job, dataset.num_train, dataset.config.resolution, earlier)
 
 
 def next_phase(stage: Stage[TrainDone], job: TrainJob, dataset: Dataset) -> Phase | None:

@@ -46,10 +46,10 @@ class ProgressLog:
         self.run = run
         self._path, self._sent_path = run / "progress.jsonl", run / "progress.sent"
         run.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("a+b", buffering=0)
-        _truncate_to_whole_lines(self._file)
-        if not self._path.stat().st_size:
-            self._file.write(_HEAD)
+        with self._path.open("a+b", buffering=0) as file:
+            _truncate_to_whole_lines(file)
+            if not self._path.stat().st_size:
+                file.write(_HEAD)
         first = _require_format(self._path)
         if not self._sent_path.exists():
             self._set_sent(first)
@@ -60,15 +60,16 @@ class ProgressLog:
     def add(self, lines: list[Line]) -> None:
         """Write `lines`, after those that the disk had no room for; on a full disk, they wait for the next call."""
         self._pending += lines
-        size = self._path.stat().st_size
-        try:
-            data = memoryview("".join(json.dumps(line) + "\n" for line in self._pending).encode())
-            while data:
-                data = data[self._file.write(data) :]
-        except OSError:
-            self._file.truncate(size)  # Whole lines or none.
-        else:
-            self._pending = []
+        data = memoryview("".join(json.dumps(line) + "\n" for line in self._pending).encode())
+        with self._path.open("ab", buffering=0) as file:
+            size = self._path.stat().st_size
+            try:
+                while data:
+                    data = data[file.write(data) :]
+            except OSError:
+                file.truncate(size)  # Whole lines or none.
+            else:
+                self._pending = []
 
     @property
     def behind(self) -> bool:

@@ -4,7 +4,6 @@ rank 0: metrics ---> Mailbox (an actor) ---> driver: MLflow
 driver: Ctrl-C ---> Mailbox ---> rank 0 ---> every rank
 """
 
-import dataclasses
 import math
 import shutil
 import threading
@@ -25,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from glo_core.common.errors import ConfigError, UserError
 from glo_core.data.config import Cache
 from glo_core.data.dataset import Dataset
-from glo_core.training.config import Intervals, TrainConfig
+from glo_core.training.config import Intervals, ResolvedTrainConfig
 from glo_core.training.loop import train_phase
 from glo_core.training.schedule import Phase
 from pipelines.common.ray_session import num_cpus
@@ -40,7 +39,7 @@ from pipelines.train.ray_runtime import Mailbox, RayRuntime
 class WorkerArguments:
     """What each Ray Train worker is told."""
 
-    config: TrainConfig
+    recipe: ResolvedTrainConfig
     phase: Phase
     intervals: Intervals
     dataset: str
@@ -60,6 +59,7 @@ class WorkerArguments:
 
 def fit(
     job: TrainJob,
+    recipe: ResolvedTrainConfig,
     stage: Stage[TrainDone],
     phase: Phase,
     snapshot: str,
@@ -79,7 +79,7 @@ def fit(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
     arguments = WorkerArguments(
-        config=TrainConfig(**{field.name: getattr(job, field.name) for field in dataclasses.fields(TrainConfig)}),
+        recipe=recipe,
         phase=phase,
         intervals=job.intervals,
         dataset=str(job.dataset),
@@ -172,7 +172,7 @@ def train_worker(loop_config: dict[str, WorkerArguments]) -> None:
     try:
         dataset = Dataset.open(arguments.dataset).at(arguments.snapshot)
         train_phase(
-            arguments.config,
+            arguments.recipe,
             dataset.images(()),  # No shard yet: the loop selects its own.
             arguments.phase,
             runtime=runtime,

@@ -71,7 +71,7 @@ def test_a_prior_that_was_fitted_to_the_checkpoint_is_the_one_that_is_sampled(ru
     still.save(here / "prior" / str(model.images_seen) / "full")
     assert np.abs(model.sample(4).astype(int) - model.reconstruct([3])).max() <= 1
     with pytest.raises(
-        glo.UserError, match=r"prior=mixture: .* has no prior of this name; the checkpoint at 900 images has"
+        glo.UserError, match=r"`prior` \(=mixture\): .* has no prior of this name; the checkpoint at 900 images has"
     ) as caught:
         model.sample(4, prior="mixture")
     assert "\n" not in str(caught.value)
@@ -115,7 +115,7 @@ def test_neighbors_of_training_images_are_themselves(run: Path) -> None:
         (lambda m: m.decode(np.zeros((2, 3))), r"`codes` \(=torch.float64 \[2, 3\]\) must be floats of shape \[n, 8\]"),
         (
             lambda m: m.sample(1, prior="gauss"),
-            "prior=gauss: .* has no prior of this name; take unit, diagonal, full, or run",
+            r"`prior` \(=gauss\): .* has no prior of this name; take unit, diagonal, full, or run",
         ),
         (lambda m: m.images(), "the training images are not at hand; give them: glo.load"),
         (lambda m: m.neighbors(IMAGES[:1]), "the training images are not at hand"),

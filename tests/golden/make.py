@@ -9,6 +9,7 @@ from PIL import Image
 
 from glo_core import CodeConfig, Dataset, DecoderConfig, Phase, TrainConfig, train_phase
 from glo_core.common.files import FORMAT_VERSION
+from glo_core.common.location import Location
 from pipelines.preprocess.config import PreprocessJob
 from pipelines.preprocess.job import preprocess
 
@@ -31,7 +32,14 @@ def main() -> None:
         (images / "notes.txt").write_text("no image")
         dataset = Path(scratch) / "dataset"
         preprocess(
-            PreprocessJob(input=(images,), dataset=dataset, resolution=8, channels=3, code_shards=4, holdout=0.2)
+            PreprocessJob(
+                input=(Location(images),),
+                dataset=Location(dataset),
+                resolution=8,
+                channels=3,
+                code_shards=4,
+                holdout=0.2,
+            )
         )
         (dataset / ".lock").unlink()
         shutil.copytree(dataset, target / "dataset")

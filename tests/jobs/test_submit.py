@@ -23,26 +23,28 @@ import jobs.pipeline
 import jobs.train
 from glo_core import UserError
 from glo_core.common.file_lock import file_lock
+from glo_core.common.location import Location
 from glo_core.common.records import read_record
 from glo_core.data.dataset import Dataset
 from glo_core.evaluation.pca_baseline import PcaBaseline
 from jobs.cli import parse
 from pipelines.common.records import PipelineMetrics
-from pipelines.config import EvaluateJob
+from pipelines.config import EvaluateJob, PipelineJob
 from pipelines.evaluate import evaluate
+from pipelines.pipeline import run_pipeline
 from pipelines.train.config import TrainJob
 from pipelines.train.job import run_training
 from tests.helpers.paths import ROOT
 from tests.helpers.processes import Head
 from tests.helpers.write_images import write_images
 
-TRAINED = 89
+TRAINED = 88
 """Of the 100 images; the others are held out, by their hash"""
 
 RECIPE = """
 preprocess: {resolution: 16, channels: 3, holdout: 0.1}
 train:
-  images: 1958
+  images: 1936
   workers: 2
   batch_size: 32
   code: {dim: 4}
@@ -96,10 +98,10 @@ def test_a_submitted_pipeline_succeeds_and_its_log_shows_progress(submitted: Sub
     assert json.loads((root / "metrics.json").read_text()).keys() == keys | {"format", "format_version"}
     kinds = ("diagonal", "full", "unit")
     of_prior = [f"{what}-{kind}.png" for what in ("neighbors", "samples") for kind in kinds]
-    grids = sorted(path.name for path in (root / "run" / "grids" / "1958").glob("*.png"))
+    grids = sorted(path.name for path in (root / "run" / "grids" / "1936").glob("*.png"))
     in_training = ["training_reconstructions.png", "training_samples.png"]
     assert grids == sorted(["reconstructions.png", "interpolations.png", *of_prior, *in_training])
-    sheet = np.asarray(Image.open(root / "run" / "grids" / "1958" / "reconstructions.png"))
+    sheet = np.asarray(Image.open(root / "run" / "grids" / "1936" / "reconstructions.png"))
     assert sheet.shape == (3 * 18 - 2, 8 * 18 - 2, 3)
 
 
@@ -118,11 +120,11 @@ def test_its_runs_are_linked_in_mlflow_and_hold_metrics_and_pictures(submitted: 
     metrics = json.loads((submitted.root / "metrics.json").read_text())
     for key in ("loss", "train_psnr", "images_per_s", "learning_rate", "code_learning_rate", "code_norm"):
         steps = [point.step for point in client.get_metric_history(ids["train"], key)]
-        assert steps[-1] == 1958 and len(steps) == 10
+        assert steps[-1] == 1936 and len(steps) == 10
     assert client.get_metric_history(ids["train"], "psnr")[0].value == metrics["psnr"]
     # Where MLflow's own page finds pictures, with a key and a step in each name.
     shown = {file.path for file in client.list_artifacts(ids["render"], "images")}
-    assert any("reconstructions" in path and "1958" in path and path.endswith(".png") for path in shown)
+    assert any("reconstructions" in path and "1936" in path and path.endswith(".png") for path in shown)
     kept = {Path(file.path).name for file in client.list_artifacts(ids["render"], "grids")}
     assert len(kept) == 8 and "samples-full.png" in kept
 
@@ -135,7 +137,7 @@ def test_its_evaluation_measures_both_kinds_of_images(submitted: Submitted, mlfl
     # Two ways to the same figures: over ranks while training ends, and over tasks that read the checkpoint.
     assert train["glo"]["psnr"] == pytest.approx(metrics["psnr"], abs=1e-4)
     assert train["pca"]["psnr"] == pytest.approx(metrics["pca_psnr"], abs=1e-3)
-    codes = pq.read_table(run / "evaluation" / "1958" / "held_out.parquet")
+    codes = pq.read_table(run / "evaluation" / "1936" / "held_out.parquet")
     manifest = Dataset.open(submitted.root / "dataset").held_out()
     assert codes.column("image_id").to_pylist() == manifest.ids.tolist()
     checkpoint = glo_core.Checkpoint.latest(run)
@@ -148,7 +150,7 @@ def test_its_evaluation_measures_both_kinds_of_images(submitted: Submitted, mlfl
 
     assert error(torch.tensor(codes.column("code").to_pylist())) == pytest.approx(unseen["glo"]["mse"], rel=1e-4)
     # The PCA that training kept of its own images is the one that both sides stand beside.
-    kept = PcaBaseline.load(run / "metrics" / "1958.safetensors")
+    kept = PcaBaseline.load(run / "metrics" / "1936.safetensors")
     linear = kept.reconstruct(manifest.take(np.arange(len(manifest.ids))))
     assert unseen["pca"]["mse"] == pytest.approx(float((linear - target).square().mean()), rel=1e-6)
     # Inversion begins with the mean code too.
@@ -174,7 +176,7 @@ def test_a_finished_evaluation_is_not_done_again_and_remembers_how_it_was_done(
     assert done.held_out == read_record(submitted.root / "metrics.json", PipelineMetrics).held_out
     with pytest.raises(UserError, match=r"was made with another recipe \(steps: 20 -> 30\)"):
         evaluate(again("--steps", "30"))
-    whole = jobs.pipeline.saved_config({"root": str(submitted.root)})
+    whole = jobs.pipeline.saved_config({"root": submitted.root})
     assert (whole["render"]["columns"], whole["evaluate"]["steps"]) == (4, 20)
     assert whole["fit_prior"]["kinds"] == ["unit", "diagonal", "full"]
 
@@ -193,15 +195,15 @@ def test_a_finished_run_is_not_done_again_and_refuses_what_is_not_its_own(
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
 
     def again(*flags: object) -> TrainJob:
-        line = ["--dataset", dataset, "--run", run, "--images", 1958, *flags]
+        line = ["--dataset", dataset, "--run", run, "--images", 1936, *flags]
         return parse("train", TrainJob, argv=list(map(str, line)), saved_config=jobs.train.saved_config)
 
     with caplog.at_level(logging.INFO, "glo"):
-        assert run_training(again()).images_seen == 1958
-    assert "is up to date; `images` above 1958 trains on" in caplog.text
+        assert run_training(again()).images_seen == 1936
+    assert "is up to date; `images` above 1936 trains on" in caplog.text
     changed = refused(again("--code.dim", 9, "--seed", 1))
     assert "was made with another recipe (code.dim: 4 -> 9; seed: 0 -> 1)" in changed
-    assert "workers=40 is more than the 32 lanes of code_shards=32" in refused(again("--workers", 40))
+    assert "`workers` (=40) is more than the 32 lanes of `code_shards` (=32)" in refused(again("--workers", 40))
     assert "was made with another recipe (decoder.filters: [16, 8] -> [8])" in refused(again("--decoder.filters", 8))
     new = tmp_path / "new"
     assert "must have 2 entries for images of 16 px" in refused(again("--run", new, "--decoder.filters", 8))
@@ -209,13 +211,22 @@ def test_a_finished_run_is_not_done_again_and_refuses_what_is_not_its_own(
     shutil.copytree(dataset, tmp_path / "other")
     snapshot = tmp_path / "other" / "snapshots" / "000001.json"
     snapshot.write_text(snapshot.read_text().replace('"digest": "', '"digest": "0'))
-    other = refused(dataclasses.replace(again(), dataset=tmp_path / "other"))
+    other = refused(dataclasses.replace(again(), dataset=Location(tmp_path / "other")))
     assert "was made from other inputs (dataset: " in other
-    assert "no dataset here" in refused(dataclasses.replace(again(), dataset=tmp_path))
+    assert "no dataset here" in refused(dataclasses.replace(again(), dataset=Location(tmp_path)))
     with file_lock(run):
         assert "in use by process" in refused(again())
     after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
     assert after == before
+
+
+@pytest.mark.usefixtures("session")
+def test_an_error_of_a_stage_names_the_settings_of_the_pipeline(submitted: Submitted) -> None:
+    line = ["--input", submitted.root.parent / "images", "--root", submitted.root, "--train.workers", 40]
+    job = parse("pipeline", PipelineJob, argv=list(map(str, line)), saved_config=jobs.pipeline.saved_config)
+    reason = r"`train.workers` \(=40\) is more than the 32 lanes of `preprocess.code_shards` \(=32\)"
+    with pytest.raises(UserError, match=reason):
+        run_pipeline(job)
 
 
 def test_a_bad_flag_fails_the_job_with_the_reason_in_one_line(head: Head) -> None:
@@ -223,5 +234,5 @@ def test_a_bad_flag_fails_the_job_with_the_reason_in_one_line(head: Head) -> Non
     assert done.returncode != 0
     lines = [line for line in done.stdout.splitlines() if "--wrokers" in line and line.startswith("train: error")]
     # Once in the job's log, and once more where Ray quotes its end.
-    assert set(lines) == {"train: error: unrecognized arguments: --wrokers 2; --help lists every flag"}
+    assert set(lines) == {"train: error: unknown flag --wrokers; did you mean --workers?"}
     assert "Traceback" not in done.stdout

@@ -85,8 +85,8 @@ def test_a_run_without_a_checkpoint_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"decoder": glo.DecoderConfig(filters=(8, 4))}, "config.kind: seed -> dcgan"),
-        ({"decoder": dataclasses.replace(CONFIG.decoder, filters=(8, 8))}, "config.filters: [8, 4] -> [8, 8]"),
+        ({"decoder": glo.DecoderConfig(filters=(8, 4))}, "decoder.kind: seed -> dcgan"),
+        ({"decoder": dataclasses.replace(CONFIG.decoder, filters=(8, 8))}, "decoder.filters: (8, 4) -> (8, 8)"),
         ({"code": glo.CodeConfig(dim=4)}, "code.dim: 3 -> 4"),
         ({"code": glo.CodeConfig(dim=3, projection="ball")}, "code.projection: sphere -> ball"),
         ({"code": glo.CodeConfig(dim=3, optimizer="sgd")}, "code.optimizer: adam -> sgd"),

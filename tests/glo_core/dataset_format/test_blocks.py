@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -5,13 +6,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-from glo_core.common.errors import ConfigError, UserError
+from glo_core.common.errors import ConfigError, DatasetError
 from glo_core.data.image_source import TensorImages
 from glo_core.dataset_format.blocks import open_block, write_block
-from glo_core.dataset_format.config import DatasetConfig, config_record
+from glo_core.dataset_format.config import ResolvedDatasetConfig
 from glo_core.dataset_format.snapshots import snapshot_digest
 
-CONFIG = DatasetConfig(resolution=8, channels=1, code_shards=4)
+CONFIG = ResolvedDatasetConfig(resolution=8, channels=1, code_shards=4)
 
 
 @pytest.fixture
@@ -38,14 +39,14 @@ def test_a_block_of_nothing_is_a_block(tmp_path: Path) -> None:
 
 def test_a_block_cut_short_is_one_line_that_names_it(block: Path) -> None:
     block.write_bytes(block.read_bytes()[:-200])
-    with pytest.raises(UserError, match=r"b\.arrow: not a whole Arrow file \(\d+ bytes; .*copy it back") as caught:
+    with pytest.raises(DatasetError, match=r"b\.arrow: not a whole Arrow file \(\d+ bytes; .*copy it back") as caught:
         open_block(block, CONFIG)
     assert "\n" not in str(caught.value)
 
 
 def test_a_block_of_another_dataset_is_refused(block: Path) -> None:
-    with pytest.raises(UserError, match=r"5 record batches of fixed_size_binary\[64\]"):
-        open_block(block, DatasetConfig(resolution=16, channels=1, code_shards=4))
+    with pytest.raises(DatasetError, match=r"5 record batches of fixed_size_binary\[64\]"):
+        open_block(block, ResolvedDatasetConfig(resolution=16, channels=1, code_shards=4))
 
 
 def test_images_in_memory_are_held_shard_by_shard() -> None:
@@ -64,18 +65,17 @@ def test_images_of_another_type_are_named() -> None:
 
 def test_a_snapshot_digest_depends_on_content_and_not_on_place() -> None:
     ids, none = np.array([0, 2], np.int64), np.array([], np.int64)
-    record = config_record(CONFIG)["config"]
 
     def hashes(letters: bytes) -> np.ndarray:
         return np.repeat(np.frombuffer(letters, np.uint8), 16).reshape(-1, 16)
 
-    base = snapshot_digest("", record, ids, hashes(b"ab"), none)
-    assert base == snapshot_digest("", record, ids, hashes(b"ab"), none)
+    base = snapshot_digest("", CONFIG, ids, hashes(b"ab"), none)
+    assert base == snapshot_digest("", CONFIG, ids, hashes(b"ab"), none)
     others = {
-        snapshot_digest("x", record, ids, hashes(b"ab"), none),
-        snapshot_digest("", record, ids, hashes(b"ac"), none),
-        snapshot_digest("", record, ids + 1, hashes(b"ab"), none),
-        snapshot_digest("", record, ids, hashes(b"ab"), ids[:1]),
-        snapshot_digest("", record | {"resolution": 16}, ids, hashes(b"ab"), none),
+        snapshot_digest("x", CONFIG, ids, hashes(b"ab"), none),
+        snapshot_digest("", CONFIG, ids, hashes(b"ac"), none),
+        snapshot_digest("", CONFIG, ids + 1, hashes(b"ab"), none),
+        snapshot_digest("", CONFIG, ids, hashes(b"ab"), ids[:1]),
+        snapshot_digest("", dataclasses.replace(CONFIG, resolution=16), ids, hashes(b"ab"), none),
     }
     assert len(others | {base}) == 6

@@ -1,14 +1,15 @@
 import io
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
-from glo_core.dataset_format.config import DecodePolicy
+from glo_core.dataset_format.config import DatasetConfig, ResolvedDatasetConfig
 from glo_core.dataset_format.image_decoding import RejectedImageError, decode
 
-RGB = DecodePolicy(resolution=16, channels=3)
-GREY = DecodePolicy(resolution=16, channels=1)
+RGB = ResolvedDatasetConfig(resolution=16, channels=3)
+GREY = ResolvedDatasetConfig(resolution=16, channels=1)
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -27,7 +28,7 @@ def corner(size: tuple[int, int] = (32, 32)) -> Image.Image:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
 @pytest.mark.parametrize("policy", [RGB, GREY], ids=["rgb", "grey"])
-def test_every_format_decodes_upright(kind: str, policy: DecodePolicy) -> None:
+def test_every_format_decodes_upright(kind: str, policy: ResolvedDatasetConfig) -> None:
     decoded = decode(encoded(corner(), kind), policy)
     assert decoded.pixels.shape == (16, 16, policy.channels)
     assert decoded.pixels.dtype == np.uint8
@@ -59,7 +60,7 @@ def test_every_exif_orientation_comes_out_upright(orientation: int) -> None:
 
 def test_transparency_shows_the_background() -> None:
     clear = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
-    green = DecodePolicy(resolution=16, channels=3, background="#00ff00")
+    green = ResolvedDatasetConfig(resolution=16, channels=3, background="#00ff00")
     assert decode(encoded(clear, "PNG"), green).pixels[0, 0].tolist() == [0, 255, 0]
     half = Image.new("LA", (20, 20), (0, 128))
     assert abs(int(decode(encoded(half, "PNG"), GREY).pixels[0, 0, 0]) - 127) <= 1
@@ -86,7 +87,7 @@ def test_the_central_square_is_kept() -> None:
     assert (
         decode(
             encoded(ImageOps.expand(Image.new("L", (16, 16), 255), 8, 0), "PNG"),
-            DecodePolicy(resolution=16, channels=1, tight_crop=16),
+            ResolvedDatasetConfig(resolution=16, channels=1, tight_crop=16),
         ).pixels.min()
         == 255
     )
@@ -127,9 +128,9 @@ def test_what_cannot_be_read_has_a_reason(data: bytes, reason: str) -> None:
 
 
 @pytest.mark.parametrize("field, value", [("resolution", 48), ("channels", 4), ("background", "nocolour")])
-def test_a_bad_policy_is_named(field: str, value: object) -> None:
+def test_a_bad_policy_is_named(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"`{field}` .*{value}.* must be"):
-        DecodePolicy(**{field: value})
+        DatasetConfig(**{field: value})
 
 
 # ---------------------------------------------------------------- any image
@@ -179,7 +180,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("policy", [RGB, GREY], ids=["rgb", "grey"])
-def test_every_kind_of_pixel_decodes_to_the_same_picture(kind: str, policy: DecodePolicy) -> None:
+def test_every_kind_of_pixel_decodes_to_the_same_picture(kind: str, policy: ResolvedDatasetConfig) -> None:
     decoded = decode(KINDS[kind](), policy)
     assert decoded.pixels.shape == (16, 16, policy.channels)
     assert is_ramp(decoded.pixels)
@@ -208,7 +209,7 @@ def test_a_foreign_colour_profile_is_converted_and_srgb_is_left_alone() -> None:
     converted = decode(wide, RGB).pixels
     # Adobe RGB's primaries are wider: the same colour has more contrast between channels in sRGB.
     assert converted[8, 8, 0] < plain[8, 8, 0] - 5
-    unconverted = DecodePolicy(resolution=16, channels=3, srgb=False)
+    unconverted = ResolvedDatasetConfig(resolution=16, channels=3, srgb=False)
     np.testing.assert_array_equal(decode(wide, unconverted).pixels, plain)
     # A profile that does not fit the mode leaves the colours as they are.
     grey = image.convert("L")
@@ -245,7 +246,7 @@ def adobe_rgb() -> bytes:
 
 
 def test_a_decompression_bomb_is_rejected_before_it_is_decoded() -> None:
-    small = DecodePolicy(resolution=16, max_pixels=1000)
+    small = ResolvedDatasetConfig(resolution=16, channels=3, max_pixels=1000)
     with pytest.raises(RejectedImageError, match="too many pixels: 32 x 32"):
         decode(encoded(corner(), "PNG"), small)
     # A header that promises 10^9 pixels, with no data behind it.
@@ -258,12 +259,12 @@ def test_a_decompression_bomb_is_rejected_before_it_is_decoded() -> None:
 
 def test_the_smallest_side_is_a_policy() -> None:
     with pytest.raises(RejectedImageError, match="too small: 40 x 31"):
-        decode(encoded(ramp("L", (40, 31)), "PNG"), DecodePolicy(resolution=16, min_side=32))
+        decode(encoded(ramp("L", (40, 31)), "PNG"), ResolvedDatasetConfig(resolution=16, channels=3, min_side=32))
 
 
 def test_a_truncated_image_is_taken_on_request() -> None:
     data = encoded(ramp("L", (64, 64)), "JPEG", quality=95)
-    kept = decode(data[: len(data) * 2 // 3], DecodePolicy(resolution=16, channels=1, allow_truncated=True))
+    kept = decode(data[: len(data) * 2 // 3], ResolvedDatasetConfig(resolution=16, channels=1, allow_truncated=True))
     whole = decode(data, GREY)
     assert abs(kept.pixels[:4].astype(int) - whole.pixels[:4]).max() < 3
     with pytest.raises(RejectedImageError, match="truncated"):
@@ -272,12 +273,12 @@ def test_a_truncated_image_is_taken_on_request() -> None:
 
 @pytest.mark.parametrize("size", [(640, 480), (481, 643), (515, 515)])
 @pytest.mark.parametrize("policy", [{"channels": 3}, {"channels": 1}, {"channels": 3, "tight_crop": 200}], ids=str)
-def test_a_jpeg_decoded_small_is_the_full_one_but_for_rounding(size: tuple[int, int], policy: dict[str, int]) -> None:
+def test_a_jpeg_decoded_small_is_the_full_one_but_for_rounding(size: tuple[int, int], policy: dict[str, Any]) -> None:
     y, x = np.mgrid[: size[1], : size[0]]
     smooth = np.stack([128 + 100 * np.sin(x / 40 + c) * np.cos(y / 55) for c in range(3)], axis=2)
     data = encoded(Image.fromarray(smooth.astype(np.uint8)), "JPEG", quality=95)
-    full = decode(data, DecodePolicy(resolution=32, draft=False, **policy)).pixels.astype(float)
-    small = decode(data, DecodePolicy(resolution=32, **policy)).pixels.astype(float)
+    full = decode(data, ResolvedDatasetConfig(resolution=32, draft=False, **policy)).pixels.astype(float)
+    small = decode(data, ResolvedDatasetConfig(resolution=32, **policy)).pixels.astype(float)
     assert np.sqrt(((full - small) ** 2).mean()) < 2.0
 
 

@@ -68,10 +68,10 @@ def test_modulation_lets_the_code_scale_each_norm() -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"kind": "vae"}, r"`decoder.kind` \(=vae\) must be seed, dcgan, residual, or package.module:Class"),
-        ({"filters": (0,)}, r"`decoder.filters` \(=\[0\]\) must be positive"),
-        ({"kernel_size": 5}, r"`decoder.kernel_size` \(=5\) needs kind=seed, not dcgan"),
-        ({"modulation": True}, "`decoder.modulation` needs kind=residual, not dcgan"),
+        ({"kind": "vae"}, r"`kind` \(=vae\) must be seed, dcgan, residual, or package.module:Class"),
+        ({"filters": (0,)}, r"`filters` \(=\[0\]\) must be at least 1 each, or auto"),
+        ({"kernel_size": 5}, r"`kernel_size` \(=5\) needs `kind` seed, not dcgan"),
+        ({"modulation": True}, "`modulation` needs `kind` residual, not dcgan"),
     ],
 )
 def test_a_bad_value_is_refused(changes: dict[str, object], line: str) -> None:
@@ -182,13 +182,17 @@ def test_what_cannot_be_counted_is_none() -> None:
 @pytest.mark.parametrize(
     ("kind", "line"),
     [
-        ("no_such_module:Mine", "decoder.kind=no_such_module:Mine: ModuleNotFoundError: No module named"),
-        ("my_decoders:Yours", "decoder.kind=my_decoders:Yours: AttributeError: "),
-        ("my_decoders:Pair", "decoder.kind=my_decoders:Pair: AttributeError: 'tuple' object has no attribute 'shape'"),
-        ("my_decoders:Flat", r"makes \(2, 64\) of two codes where \(2, 1, 8, 8\) is needed"),
+        ("no_such_module:Mine", "`decoder.kind` (=no_such_module:Mine): ModuleNotFoundError: No module named"),
+        ("my_decoders:Yours", "`decoder.kind` (=my_decoders:Yours): AttributeError: "),
+        (
+            "my_decoders:Pair",
+            "`decoder.kind` (=my_decoders:Pair): AttributeError: 'tuple' object has no attribute 'shape'",
+        ),
+        ("my_decoders:Flat", "makes (2, 64) of two codes where (2, 1, 8, 8) is needed"),
     ],
 )
 def test_a_decoder_that_cannot_be_used_is_one_line(kind: str, line: str) -> None:
-    with pytest.raises(glo.UserError, match=line) as caught:
+    with pytest.raises(glo.UserError) as caught:
         make_decoder(DecoderConfig(kind=kind), code_dim=3, resolution=8, channels=1)
+    assert line in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -44,17 +44,17 @@ def made_by(trained: glo.TrainResult, count: int) -> glo.TensorImages:
 def test_an_image_that_the_decoder_made_is_found_again(trained: glo.TrainResult) -> None:
     images = made_by(trained, 96)
     before = {name: value.clone() for name, value in trained.decoder.state_dict().items()}
-    codes, losses = inverter(trained, images, starts=4, steps=200).codes(images, np.arange(96))
+    codes, losses = inverter(trained, images, restarts=4, steps=200).codes(images, np.arange(96))
     torch.testing.assert_close(codes.norm(dim=1), torch.ones(96))
     # Of pixels in [-1, 1], so four times those in [0, 1]; rounding to bytes leaves 59 dB.
     assert np.median([psnr(float(loss) / 4) for loss in losses]) > 45
     assert all(torch.equal(value, before[name]) for name, value in trained.decoder.state_dict().items())
 
 
-def test_more_starts_and_more_steps_are_never_worse(trained: glo.TrainResult) -> None:
+def test_more_restarts_and_more_steps_are_never_worse(trained: glo.TrainResult) -> None:
     images, rows = made_by(trained, 96), np.arange(96)
-    errors = [float(inverter(trained, images, starts=n, steps=20).codes(images, rows)[1].mean()) for n in (1, 4)]
-    longer = float(inverter(trained, images, starts=4, steps=100).codes(images, rows)[1].mean())
+    errors = [float(inverter(trained, images, restarts=n, steps=20).codes(images, rows)[1].mean()) for n in (1, 4)]
+    longer = float(inverter(trained, images, restarts=4, steps=100).codes(images, rows)[1].mean())
     assert longer < errors[1] < errors[0]
 
 
@@ -69,7 +69,7 @@ def test_what_is_found_depends_on_the_image_and_not_on_its_company(trained: glo.
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"starts": 0}, r"`starts` \(=0\) must be at least 1"),
+        ({"restarts": 0}, r"`restarts` \(=0\) must be at least 1"),
         ({"steps": 0}, r"`steps` \(=0\) must be at least 1"),
         ({"learning_rate": 0.0}, r"`learning_rate` \(=0.0\) must be above 0"),
     ],

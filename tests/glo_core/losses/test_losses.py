@@ -77,7 +77,7 @@ def pyramid_by_matrices(image: np.ndarray, levels: int) -> list[np.ndarray]:
     return [*found, image]
 
 
-@pytest.mark.parametrize(("side", "levels", "falloff"), [(16, 0, 0.25), (32, 3, 1.0), (8, 1, 0.25)])
+@pytest.mark.parametrize(("side", "levels", "falloff"), [(16, None, 0.25), (32, 3, 1.0), (8, 1, 0.25)])
 def test_the_pyramid_loss_is_that_of_two_pyramids_made_by_matrices(side: int, levels: int, falloff: float) -> None:
     prediction, target = pair(2, 3, side, side)
     depth = levels or {16: 2}[side]
@@ -215,7 +215,7 @@ def test_the_perceptual_loss_compares_what_a_network_of_the_users_sees(channels:
     ],
 )
 def test_a_feature_network_that_cannot_be_used_is_one_line(network: str, line: str) -> None:
-    with pytest.raises(UserError, match=f"perceptual_network={network}: {line}"):
+    with pytest.raises(UserError, match=rf"`perceptual_network` \(={network}\): {line}"):
         loss("perceptual", 8, network=network)
 
 
@@ -259,14 +259,18 @@ def test_vgg16_is_compared_behind_the_last_relu_of_four_blocks(monkeypatch: pyte
 @pytest.mark.parametrize("failure", [OSError("no route"), RuntimeError("PytorchStreamReader failed\nreading zip")])
 def test_vgg16_without_its_weights_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
     monkeypatch.setitem(sys.modules, "torchvision.models", vgg16_of("weights", failure))
-    with pytest.raises(UserError, match="perceptual_network=vgg16: torchvision could not load its weights") as caught:
+    with pytest.raises(
+        UserError, match=r"`perceptual_network` \(=vgg16\): torchvision could not load its weights"
+    ) as caught:
         loss("perceptual", 32)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")
 def test_vgg16_without_torchvision_is_one_clear_line() -> None:
-    with pytest.raises(UserError, match="perceptual_network=vgg16 needs torchvision, which is not installed; pip"):
+    with pytest.raises(
+        UserError, match=r"`perceptual_network` \(=vgg16\) needs torchvision, which is not installed; pip"
+    ):
         loss("perceptual", 32)
 
 

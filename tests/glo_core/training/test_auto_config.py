@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 import glo_core as glo
-from glo_core.training.auto_config import completed, images_to_see
+from glo_core.training.auto_config import images_to_see, resolve_defaults
 
 
 @pytest.mark.parametrize(
@@ -18,15 +18,23 @@ from glo_core.training.auto_config import completed, images_to_see
     ],
 )
 def test_batch_and_dimension_follow_the_data(images: int, resolution: int, batch_size: int, dim: int) -> None:
-    config = completed(glo.TrainConfig(), images, resolution)
+    config = resolve_defaults(glo.TrainConfig(), images, resolution)
     assert (config.batch_size, config.code.dim) == (batch_size, dim)
 
 
 def test_what_was_said_is_kept() -> None:
-    config = glo.TrainConfig(batch_size=24, seed=3, code=glo.CodeConfig(dim=7, init="random"))
-    assert dataclasses.replace(completed(config, 60_000, 32), decoder=config.decoder) == config
-    narrow = glo.TrainConfig(decoder=glo.DecoderConfig(filters=(8, 4, 2)))
-    assert completed(narrow, 60_000, 32).decoder == narrow.decoder
+    decoder = glo.DecoderConfig(filters=(8, 4, 2))
+    config = glo.TrainConfig(batch_size=24, seed=3, code=glo.CodeConfig(dim=7, init="random"), decoder=decoder)
+    resolved = resolve_defaults(config, 60_000, 32)
+    assert dataclasses.asdict(resolved) == dataclasses.asdict(config)
+    assert resolve_defaults(resolved, 10**7, 128) is resolved
+
+
+def test_what_a_run_chose_stays_where_nothing_is_said() -> None:
+    earlier = resolve_defaults(glo.TrainConfig(), 60_000, 32)
+    grown = resolve_defaults(glo.TrainConfig(), 10**7, 32, earlier)
+    assert (grown.batch_size, grown.code.dim, grown.decoder.filters) == (32, 32, (256, 128, 64))
+    assert resolve_defaults(glo.TrainConfig(batch_size=48), 10**7, 32, earlier).batch_size == 48
 
 
 @pytest.mark.parametrize(("images", "seen"), [(100, 94_644), (60_000, 1_222_790), (10**8, 10**8)])

@@ -116,13 +116,13 @@ def test_windows_are_restored_from_the_checkpoint(blobs: torch.Tensor, tmp_path:
 
 
 def test_a_window_shorter_than_a_step_is_one_line(blobs: torch.Tensor) -> None:
-    with pytest.raises(glo.UserError, match=r"window=3: must be at least 4, the rows of a lane in a step"):
+    with pytest.raises(glo.UserError, match=r"`window` \(=3\) must be at least 4, the rows of a lane in a step"):
         images = glo.TensorImages(blobs, code_shards=LANES)
         glo.train_phase(dataclasses.replace(WINDOWED, window=3), images, glo.Phase(target=100))
 
 
 def test_a_scratch_directory_that_is_none_is_one_line(blobs: torch.Tensor, tmp_path: Path) -> None:
-    with pytest.raises(glo.UserError, match=r"scratch=.*none: no such file or directory; name a local disk"):
+    with pytest.raises(glo.UserError, match=r"`scratch` \(=.*none\): no such file or directory; name a local disk"):
         glo.train_phase(
             WINDOWED, glo.TensorImages(blobs, code_shards=LANES), glo.Phase(target=100), scratch=tmp_path / "none"
         )
@@ -151,10 +151,10 @@ def test_rows_that_arrive_later_start_from_the_kept_basis(blobs: torch.Tensor, t
 @pytest.mark.parametrize(
     ("init", "window", "batch_size"),
     # The last one has two lanes of sixteen shards: new rows lie in more windows than there are slots.
-    [("pca", 0, 32), ("random", 0, 32), ("pca", 3, 32), ("pca", 5, 10)],
+    [("pca", None, 32), ("random", None, 32), ("pca", 3, 32), ("pca", 5, 10)],
 )
 def test_new_rows_start_where_the_decoder_shows_them(
-    blobs: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, init: str, window: int, batch_size: int
+    blobs: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, init: str, window: int | None, batch_size: int
 ) -> None:
     code = dataclasses.replace(CONFIG.code, init=init)
     rate = CONFIG.learning_rate * batch_size / CONFIG.batch_size
@@ -207,7 +207,7 @@ def test_pictures_show_the_same_images_upright_as_training_goes_on(blobs: torch.
 def test_a_diverging_run_stops_in_one_line(blobs: torch.Tensor, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, learning_rate=float("inf"))
     intervals = glo.Intervals(report=32, checkpoint=32)
-    with pytest.raises(glo.UserError, match=r"training diverged; lower learning_rate \(=inf\)"):
+    with pytest.raises(glo.UserError, match=r"training diverged; lower `learning_rate` \(=inf\)"):
         glo.train_phase(config, glo.TensorImages(blobs), glo.Phase(target=5000), run=tmp_path, intervals=intervals)
     # The loss of the first step is finite, and the weights after it are not: that is no checkpoint.
     assert committed_checkpoints(tmp_path) == []
@@ -250,7 +250,7 @@ def test_a_warm_start_has_the_decoder_of_the_other_run_and_nothing_else(blobs: t
     other = glo.train_phase(CONFIG, images, glo.Phase(target=900), run=tmp_path)
     warm = tmp_path / "checkpoints/900"
     still = dataclasses.replace(
-        CONFIG, learning_rate=0.0, code=dataclasses.replace(CONFIG.code, learning_rate=0.0), ema_half_life=0
+        CONFIG, learning_rate=0.0, code=dataclasses.replace(CONFIG.code, learning_rate=0.0), ema_half_life=None
     )
     started = glo.train_phase(still, images, glo.Phase(target=32), warm_start=warm)
     for mine, theirs in zip(started.decoder.parameters(), other.decoder.parameters(), strict=True):
@@ -261,7 +261,7 @@ def test_a_warm_start_has_the_decoder_of_the_other_run_and_nothing_else(blobs: t
     assert started.metrics["psnr"] > cold.metrics["psnr"] + 1
     glo.train_phase(CONFIG, images, glo.Phase(target=901), run=tmp_path, warm_start=tmp_path / "gone")
     wider = dataclasses.replace(CONFIG, decoder=glo.DecoderConfig(kind="seed", filters=(16, 16), kernel_size=4))
-    with pytest.raises(glo.UserError, match=r"warm_start=.*900: has another decoder \(config"):
+    with pytest.raises(glo.UserError, match=r"`warm_start` \(=.*900\): has another decoder \(decoder"):
         glo.train_phase(wider, images, glo.Phase(target=32), warm_start=warm)
 
 
@@ -277,7 +277,8 @@ def test_no_image_and_too_many_workers_are_one_line() -> None:
     with pytest.raises(glo.UserError, match="no training image"):
         EpochBatches(CONFIG, none, glo.SingleProcess())
     assert too_many_workers(33, 32, 128) == (
-        "workers=33 is more than the 32 lanes of code_shards=32 and batch_size=128; use at most 32 workers"
+        "`workers` (=33) is more than the 32 lanes of `code_shards` (=32) and `batch_size` (=128); "
+        "use at most 32 workers"
     )
 
 

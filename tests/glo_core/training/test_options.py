@@ -71,7 +71,7 @@ def test_the_average_forgets_the_start_and_refreshes_its_statistics(blobs: torch
 def test_the_decoder_moves_by_its_gradient_no_longer_than_the_clip(blobs: torch.Tensor, clip_norm: float) -> None:
     found: dict[str, float] = {}
     runtime = glo.SingleProcess(on_report=lambda _, metrics: found.update(metrics))
-    config = dataclasses.replace(CONFIG, optimizer="sgd", beta1=0, learning_rate=1, ema_half_life=0)
+    config = dataclasses.replace(CONFIG, optimizer="sgd", beta1=0, learning_rate=1, ema_half_life=None)
     config = dataclasses.replace(config, clip_norm=clip_norm)
     trained = glo.train_phase(config, glo.TensorImages(blobs), glo.Phase(target=1), runtime=runtime)
     start = glo.make_decoder(CONFIG.decoder, code_dim=4, resolution=16, channels=1)

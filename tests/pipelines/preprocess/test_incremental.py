@@ -5,8 +5,8 @@ import os
 import shutil
 import tarfile
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,9 +16,10 @@ from glo_core import Dataset, UserError
 from glo_core.common.location import Location
 from pipelines.config import InspectJob
 from pipelines.inspect_dataset import inspect_dataset
-from pipelines.preprocess import file_index as known
+from pipelines.preprocess import file_index
 from pipelines.preprocess.config import PreprocessJob
 from pipelines.preprocess.job import preprocess
+from tests.helpers.ingest import ingest
 from tests.helpers.write_images import write_images
 
 CONFIG = {"resolution": 16, "channels": 1, "code_shards": 4}
@@ -28,11 +29,6 @@ CONFIG = {"resolution": 16, "channels": 1, "code_shards": 4}
 def photos(tmp_path: Path) -> Path:
     write_images(tmp_path / "photos", 20, seed=0)
     return tmp_path / "photos"
-
-
-def ingest(dataset: Path, *inputs: Path, **options: object) -> dict[str, Any]:
-    job = PreprocessJob(input=tuple(map(Location, inputs)), dataset=Location(dataset), **CONFIG | options)
-    return preprocess(job)
 
 
 def live(dataset: Path) -> set[int]:
@@ -72,7 +68,7 @@ def test_a_folder_that_moved_as_a_whole_is_the_same_source(photos: Path, tmp_pat
     # Another folder of the same name, while the first is there, is another source.
     write_images(tmp_path / "photos", 2, seed=5)
     assert ingest(dataset, tmp_path / "photos")["train"] == 2
-    assert set(Dataset.open(dataset).snapshots[-1]["sources"]) == {"photos", "photos-2"}
+    assert set(Dataset.open(dataset).snapshots[-1].sources) == {"photos", "photos-2"}
 
 
 @pytest.mark.usefixtures("session")
@@ -84,7 +80,7 @@ def test_a_touched_file_is_hashed_once_and_is_nothing_new(
     for path in photos.rglob("*.png"):
         os.utime(path, ns=(1, 1))
     assert ingest(dataset, photos) == {}
-    monkeypatch.setattr(known, "read_file", lambda *_: pytest.fail("a file was read although nothing changed"))
+    monkeypatch.setattr(file_index, "read_file", lambda *_: pytest.fail("a file was read although nothing changed"))
     assert ingest(dataset, photos) == {}
 
 
@@ -105,7 +101,7 @@ def test_a_changed_file_is_a_new_image_and_the_old_one_stays_or_goes(
     Image.new("L", (20, 20), 99).save(changing)
     assert ingest(dataset, photos, on_change="replace")["train"] == 0  # One more, one less.
     third = id_of(dataset, b"a/0000.png")
-    assert Dataset.open(dataset).snapshots[-1]["replaced"] == {str(second): third}
+    assert Dataset.open(dataset).snapshots[-1].replaced == {second: third}
     assert live(dataset) == first | {third}
     assert len(Dataset.open(dataset).images().ids) == Dataset.open(dataset).num_train
     # The bytes that were replaced may come back as a new image; those that stayed are a duplicate.
@@ -264,7 +260,7 @@ def test_verify_names_what_is_wrong(photos: Path, tmp_path: Path, capsys: pytest
     block = dataset / "blocks" / "000001-00000.arrow"
     whole = block.read_bytes()
     damaged = bytearray(whole)
-    damaged[whole.index(Dataset.open(dataset).images().take([0]).numpy().tobytes()) + 9] ^= 1
+    damaged[whole.index(Dataset.open(dataset).images().take(np.array([0])).numpy().tobytes()) + 9] ^= 1
     block.write_bytes(damaged)
     with pytest.raises(UserError, match="1 thing"):
         inspect_dataset(job)

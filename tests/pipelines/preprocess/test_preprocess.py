@@ -1,6 +1,7 @@
 """Preprocessing of real files on a real Ray head, read back with plain pyarrow."""
 
 import json
+import logging
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,19 +15,18 @@ from PIL import Image
 
 from glo_core import Dataset, UserError
 from glo_core.common.file_lock import file_lock
-from pipelines.preprocess.config import PreprocessJob
-from pipelines.preprocess.job import preprocess
 from tests.conftest import Job
+from tests.helpers.ingest import ingest as small_ingest
 from tests.helpers.write_images import write_images
 
 CONFIG = {"resolution": 16, "channels": 1, "code_shards": 8, "holdout": 0.2}
 
 
-def ingest(dataset: Path, *folders: Path) -> dict[str, Any]:
-    return preprocess(PreprocessJob(input=folders, dataset=dataset, **CONFIG))
+def ingest(dataset: Path, *folders: Path, **changes: Any) -> dict[str, Any]:
+    return small_ingest(dataset, *folders, **CONFIG | changes)
 
 
-def manifest(dataset: Path) -> dict[str, dict]:
+def manifest(dataset: Path) -> dict[str, dict[str, Any]]:
     tables = [pq.read_table(path) for path in sorted((dataset / "manifest").glob("*.parquet"))]
     rows = pa.concat_tables(tables).to_pylist()
     return {f"{row['source']}/{row['path'].decode()}": row for row in rows}
@@ -110,12 +110,13 @@ def test_folders_become_a_dataset_that_grows(folders: dict[str, Path], capsys: p
 
 @pytest.mark.usefixtures("session")
 def test_an_interrupted_run_goes_on_to_the_digest_of_the_same_files_anywhere(
-    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "glo.preprocess")
     moved, dataset = tmp_path / "elsewhere" / "first", tmp_path / "d"
     shutil.copytree(folders["first"], moved)
     whole = ingest(dataset, moved)["digest"]
-    assert whole == Dataset.open(folders["dataset"]).snapshots[0]["digest"]
+    assert whole == Dataset.open(folders["dataset"]).snapshots[0].digest
     blocks = {path.name: path.read_bytes() for path in (dataset / "blocks").iterdir()}
     assert len(blocks) > 1
     # What is left when the driver is killed between two blocks: the plan, some blocks, no snapshot.
@@ -124,7 +125,7 @@ def test_an_interrupted_run_goes_on_to_the_digest_of_the_same_files_anywhere(
     with pytest.raises(UserError, match="preprocessing has not finished"):
         Dataset.open(dataset)
     ingest(dataset, moved)
-    assert "going on with plan 000001" in capsys.readouterr().out
+    assert "going on with plan 000001 of 606 files" in caplog.messages
     assert Dataset.open(dataset).digest == whole
     assert {path.name: path.read_bytes() for path in (dataset / "blocks").iterdir()} == blocks
 
@@ -135,7 +136,7 @@ def test_a_folder_without_an_image_leaves_no_trace(job: Job, tmp_path: Path) -> 
     done = job("preprocess", "--input", tmp_path / "texts", "--dataset", tmp_path / "d", "--resolution", 16)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == (
-        f"preprocess: error: input={tmp_path / 'texts'}: none of its 1 new files is an image "
+        f"preprocess: error: --input (={tmp_path / 'texts'}): none of its 1 new files is an image "
         "(1 unknown format); give a folder of image files"
     )
     assert "Traceback" not in done.stderr
@@ -178,9 +179,9 @@ def test_mistakes_are_one_line_and_touch_nothing(folders: dict[str, Path], tmp_p
     (tmp_path / "nothing").mkdir()
     (tmp_path / "file").touch()
 
-    def attempt(folder: Path, dataset: Path, **changes: object) -> str:
+    def attempt(folder: Path, dataset: Path, **changes: Any) -> str:
         with pytest.raises(UserError) as caught:
-            preprocess(PreprocessJob(input=(folder,), dataset=dataset, **CONFIG | changes))
+            ingest(dataset, folder, **changes)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 

@@ -19,21 +19,14 @@ import pytest
 from PIL import Image
 
 from glo_core import Dataset, UserError
+from glo_core.common.arrays import UInt8Array
 from glo_core.common.location import Location
 from pipelines.config import InspectJob
 from pipelines.inspect_dataset import inspect_dataset
-from pipelines.preprocess.config import PreprocessJob
-from pipelines.preprocess.job import preprocess
 from pipelines.preprocess.writer_lock import exclusive_writer
+from tests.helpers.ingest import ingest
 from tests.helpers.processes import end, free_port
 from tests.helpers.write_images import write_images
-
-CONFIG = {"resolution": 16, "channels": 1, "code_shards": 4}
-
-
-def ingest(dataset: object, *inputs: object, **options: object) -> dict[str, Any]:
-    job = PreprocessJob(input=tuple(map(Location, inputs)), dataset=Location(dataset), **CONFIG | options)
-    return preprocess(job)
 
 
 def png(seed: int) -> bytes:
@@ -43,7 +36,7 @@ def png(seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def pixels_of(seed: int) -> np.ndarray:
+def pixels_of(seed: int) -> UInt8Array:
     return np.random.default_rng(seed).integers(0, 256, (16, 16), np.uint8)
 
 
@@ -51,7 +44,7 @@ def rows(dataset: Path) -> list[dict[str, Any]]:
     return pa.concat_tables([pq.read_table(p) for p in sorted((dataset / "manifest").iterdir())]).to_pylist()
 
 
-def images(dataset: object) -> dict[int, bytes]:
+def images(dataset: Any) -> dict[int, bytes]:
     held = Dataset.open(dataset).images()
     pixels = held.take(np.arange(len(held.ids))).numpy()
     return {int(i): p.tobytes() for i, p in zip(held.ids, pixels, strict=True)}
@@ -111,7 +104,7 @@ def test_a_table_as_hugging_face_stores_it(tmp_path: Path) -> None:
     assert by_member[b"13"]["label"] == "1"
     assert images(dataset)[by_member[b"13"]["image_id"]] == pixels_of(13).tobytes()
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "text.parquet")
-    with pytest.raises(UserError, match=r"/text\.parquet: none of its 1 new files is an image \(1 no image inside\)"):
+    with pytest.raises(UserError, match=r"/text\.parquet\): none of its 1 new files is an image \(1 no image inside\)"):
         ingest(tmp_path / "other", tmp_path / "text.parquet")
 
 

@@ -1,5 +1,6 @@
 """How long a training is to be where nobody said it: for a new run, an interrupted one, one whose dataset has grown."""
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,13 +9,17 @@ import pytest
 import torch
 
 import glo_core as glo
-from glo_core.common.errors import ConfigError
+from glo_core.common.errors import CheckpointError, ConfigError
+from glo_core.common.location import Location
 from glo_core.common.records import write_record
+from glo_core.dataset_format.config import ResolvedDatasetConfig
+from glo_core.training.config import ResolvedTrainConfig
 from pipelines.common.records import PhaseRecord, RunRecord, TrainDone
+from pipelines.common.stage import identity_of
 from pipelines.train import phases
 from pipelines.train.config import TrainJob
 from pipelines.train.job import _require_trainable
-from pipelines.train.phases import complete, next_phase
+from pipelines.train.phases import next_phase, resolve_recipe
 
 
 @pytest.fixture
@@ -27,13 +32,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "run"
 
 
-def target(run: Path, *, digest: str = "old", finished: bool, begun: int = 96, images: int = 0) -> int | None:
+def target(run: Path, *, digest: str = "old", finished: bool, begun: int = 96, images: int | None = None) -> int | None:
     phases = (PhaseRecord(start=0, target=begun, snapshot="old"),)
     record = RunRecord(stage="train", identity={}, inputs={}, paths={}, versions={}, phases=phases)
     done = TrainDone(images_seen=96, psnr=20.0, pca_psnr=20.0, phase=0, snapshot="old")
     stage: Any = SimpleNamespace(record=record, done=done if finished else None)
     dataset: Any = SimpleNamespace(num_train=50, digest=digest, at=lambda _: None)
-    phase = next_phase(stage, TrainJob(dataset="/d", run=run, images=images), dataset)
+    phase = next_phase(stage, TrainJob(dataset=Location("/d"), run=run, images=images), dataset)
     if phase is None:
         assert stage.record == record
         return None
@@ -72,13 +77,19 @@ def test_an_interrupted_run_refuses_a_target_that_it_has_passed(run: Path) -> No
 
 
 def test_the_rules_choice_stays_when_the_dataset_grows(tmp_path: Path) -> None:
-    identity = {"batch_size": 16, "code": {"dim": 24}, "decoder": {"filters": [32, 16, 8, 8]}}
+    dataset: Any = SimpleNamespace(num_train=48, config=SimpleNamespace(resolution=64))
+    job = TrainJob(dataset=Location("/d"), run=tmp_path)
+    first = resolve_recipe(job, dataset)
+    identity = identity_of(first, ResolvedTrainConfig)
     record = RunRecord(stage="train", identity=identity, inputs={}, paths={}, versions={})
     write_record(tmp_path / "run.json", record)
-    dataset: Any = SimpleNamespace(num_train=10**6, config=SimpleNamespace(resolution=64))
-    job = complete(TrainJob(dataset="/d", run=tmp_path), dataset)
-    assert (job.batch_size, job.code.dim, job.decoder.filters) == (16, 24, (32, 16, 8, 8))
-    new = complete(TrainJob(dataset="/d", run=tmp_path / "other"), dataset)
+    grown: Any = SimpleNamespace(num_train=10**6, config=SimpleNamespace(resolution=64))
+    assert resolve_recipe(job, grown) == first
+    del identity["code"]["dim"]
+    write_record(tmp_path / "run.json", dataclasses.replace(record, identity=identity))
+    with pytest.raises(CheckpointError, match=r"/run.json: identity: lacks the key 'code.dim'; the file is damaged"):
+        resolve_recipe(job, grown)
+    new = resolve_recipe(TrainJob(dataset=Location("/d"), run=tmp_path / "other"), grown)
     assert (new.batch_size, new.code.dim, new.decoder.filters) == (256, 64, (384, 192, 96, 48))
 
 
@@ -89,18 +100,22 @@ def test_the_rules_choice_stays_when_the_dataset_grows(tmp_path: Path) -> None:
         (
             9,
             {"decoder": glo.DecoderConfig(kind="no_such:Decoder")},
-            "decoder.kind=no_such:Decoder: ModuleNotFoundError",
+            "`decoder.kind` (=no_such:Decoder): ModuleNotFoundError",
         ),
-        (9, {"loss": "perceptual", "perceptual_network": "no_such:net"}, "perceptual_network=no_such:net: ModuleNot"),
+        (
+            9,
+            {"loss": "perceptual", "perceptual_network": "no_such:net"},
+            "`perceptual_network` (=no_such:net): ModuleNot",
+        ),
         (9, {"decoder": glo.DecoderConfig(filters=(4,))}, "/d: `decoder.filters`"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_recorded(
     images: int, changes: dict[str, Any], line: str
 ) -> None:
-    config = glo.DatasetConfig(resolution=32, channels=1)
+    config = ResolvedDatasetConfig(resolution=32, channels=1)
     dataset: Any = SimpleNamespace(num_train=images, config=config)
-    job = TrainJob(dataset="/d", run="/r", batch_size=16, code=glo.CodeConfig(dim=3), **changes)
+    job = TrainJob(dataset=Location("/d"), run=Path("/r"), batch_size=16, code=glo.CodeConfig(dim=3), **changes)
     with pytest.raises(glo.UserError) as caught:
-        _require_trainable(job, dataset)
+        _require_trainable(job, resolve_recipe(job, dataset), dataset)
     assert str(caught.value).startswith(line)

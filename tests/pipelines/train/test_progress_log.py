@@ -35,7 +35,7 @@ class Store:
 
 def lines(run: Path) -> list[int]:
     """Images seen of each line of `progress.jsonl`, as another program reads it."""
-    head, *lines = map(json.loads, (run / "progress.jsonl").open())
+    head, *lines = map(json.loads, (run / "progress.jsonl").read_text().splitlines())
     assert head == {"format": "glo-progress", "format_version": 1}
     return [line["images_seen"] for line in lines]
 

@@ -16,10 +16,9 @@ import torch
 from glo_core import Checkpoint, UserError
 from glo_core.checkpoint.layout import committed_checkpoints
 from jobs.cli import parse
-from pipelines.preprocess.config import PreprocessJob
-from pipelines.preprocess.job import preprocess
 from pipelines.train.config import TrainJob
 from pipelines.train.job import run_training
+from tests.helpers.ingest import ingest
 from tests.helpers.paths import ROOT
 from tests.helpers.processes import Head
 from tests.helpers.write_images import write_images
@@ -37,7 +36,7 @@ FLAGS = [
 def dataset(session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("train")
     write_images(place / "images", 333, seed=3)
-    preprocess(PreprocessJob(input=(place / "images",), dataset=place / "dataset", resolution=16, channels=1))
+    ingest(place / "dataset", place / "images", code_shards=32)
     return place / "dataset"
 
 

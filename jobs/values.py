@@ -1,0 +1,82 @@
+"""Text of a command line or a recipe, read by the type of its field."""
+
+import os
+from decimal import Decimal
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from glo_core.common.config import MustExist, NoneWord
+from glo_core.common.errors import ConfigError
+from glo_core.common.location import Location
+
+BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+WORDS = {
+    int: "a whole number, such as 16",
+    float: "a number, such as 0.1",
+    bool: "true or false",
+    Path: "a path",
+    Location: "a path or a URI",
+}
+"""What a value of each type must be"""
+
+
+def unwrap(hint: Any) -> tuple[Any, bool, tuple[Any, ...]]:
+    """Of a field's type: the type of one value, whether it repeats, and our markers."""
+    markers = getattr(hint, "__metadata__", ())
+    hint = get_args(hint)[0] if markers else hint
+    if get_origin(hint) in (Union, UnionType):  # T | None; of int | str, the one for any text
+        hint = [member for member in get_args(hint) if member is not NoneType][-1]
+    repeated = get_origin(hint) is tuple
+    return (get_args(hint)[0] if repeated else hint), repeated, markers
+
+
+def read_value(hint: Any, value: Any, name: str) -> Any:
+    """The value of a field of type `hint`, from its text or from a saved config."""
+    kind, repeated, markers = unwrap(hint)
+    none = [marker.word for marker in markers if isinstance(marker, NoneWord)]
+    items = [*map(str, value)] if isinstance(value, list | tuple) else [str(value)]
+    if value is None or (none and items == none):
+        return None
+    if kind is bool and not items:
+        return True
+    if not items or (len(items) > 1 and not repeated):
+        raise ConfigError(f"{name} takes {'values' if repeated else 'one value'}, not {len(items)}")
+    results = []
+    for item in items:
+        try:
+            results.append(_read_text(kind, item))
+        except (ValueError, ArithmeticError, LookupError, RuntimeError):
+            choices = get_args(kind) or (WORDS[kind],)
+            raise ConfigError(f"{name} {item}: must be {', or '.join([*choices, *none])}") from None
+        path = getattr(results[-1], "path", results[-1])
+        if isinstance(path, Path) and not path.is_absolute():
+            if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+                reason = "a submitted job runs in a copy of the working directory"
+                raise ConfigError(f"{name} {item}: {reason}; give an absolute path")
+            results[-1] = results[-1].absolute()
+        if MustExist in markers and isinstance(path, Path) and not path.exists():
+            raise ConfigError(f"{name} {item}: no such file or folder")
+    return tuple(results) if repeated else results[0]
+
+
+def _read_text(kind: Any, text: str) -> Any:
+    """The value of type `kind` that `text` writes.
+
+    Raises:
+        ValueError, ArithmeticError, LookupError, RuntimeError: if it writes none.
+    """
+    if kind is bool:
+        return BOOLS[text.lower()]
+    if kind is int:  # 1e6 is a million.
+        number = Decimal(text)
+        if number != number.to_integral_value() or number.adjusted() > 18:
+            raise ValueError(text)
+        return int(number)
+    if get_origin(kind) is Literal:
+        return get_args(kind)[get_args(kind).index(text)]
+    if kind in (Path, Location) and "://" not in text:
+        if not text:
+            raise ValueError(text)
+        text = str(Path(text).expanduser())
+    return kind(text)

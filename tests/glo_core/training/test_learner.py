@@ -1,0 +1,214 @@
+"""One step with padding: whose gradient is divided by what, and what padding may touch, which is nothing."""
+
+import copy
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import glo_core as glo
+from glo_core.data.epoch_order import LaneEpoch
+from glo_core.decoder.batch_norm import MaskedBatchNorm
+from glo_core.losses.pixel import mse
+from glo_core.losses.pixel_ranges import to_target
+from glo_core.training.epoch_batches import EpochBatches
+from glo_core.training.learner import Batch, Learner
+from glo_core.training.schedule import Rates
+from tests.distributed import step_ranks
+from tests.helpers.tiny_training import CONFIG, same
+
+ROWS = np.array([7, 2, 9, 9, 4, 0, 4, 7])
+VALID = np.array([1, 1, 1, 0, 1, 1, 0, 0], bool)
+"""Five images of a batch of eight; padding repeats three of their rows"""
+KINDS = step_ranks.KINDS
+
+
+def make_learner(kind: str, batch_size: int, projection: str = "sphere") -> Learner:
+    """A learner of 10 images in float64 whose codes move by minus their gradient."""
+    code = glo.CodeConfig(dim=4, optimizer="sgd", learning_rate=1.0, projection=projection)
+    config = dataclasses.replace(
+        glo.TrainConfig(precision="float64"),
+        batch_size=batch_size,
+        code=code,
+        decoder=glo.DecoderConfig(kind=kind, filters=(16, 8)),
+    )
+    random = torch.Generator().manual_seed(0)
+    raw = 0.25 * torch.randn(10, 4, dtype=torch.float64, generator=random)
+    learner = Learner(config, images(), glo.CodeTable(code, np.arange(10), raw), glo.SingleProcess())
+    if kind == "residual":  # A block starts as its skip, which would leave weights without a gradient.
+        for parameter in learner.decoder.parameters():
+            parameter.data += 0.05 * torch.randn(parameter.shape, dtype=torch.float64, generator=random)
+    return learner
+
+
+def images() -> glo.TensorImages:
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 16, 16, 1), dtype=np.uint8)
+    return glo.TensorImages(torch.from_numpy(pixels), code_shards=1)
+
+
+def batch_of(rows: np.ndarray, valid: np.ndarray) -> Batch:
+    return Batch(images().take(rows), rows, valid)
+
+
+def take_step(learner: Learner, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+    """Gradients of the codes of all rows and of the decoder's parameters, and the sums that the step returns."""
+    before = learner.table.raw.clone()
+    sums = learner.step(batch, Rates(decoder=1.0, codes=1.0))
+    return before - learner.table.raw, [parameter.grad.clone() for parameter in learner.decoder.parameters()], sums
+
+
+def with_pytorch_norms(decoder: nn.Module) -> nn.Module:
+    """A copy of `decoder` whose batch norms are PyTorch's, in training mode."""
+    plain = copy.deepcopy(decoder)
+    for place, norm in enumerate(getattr(plain, "norms", [])):
+        assert isinstance(norm, MaskedBatchNorm)
+        plain.norms[place] = nn.BatchNorm2d(len(norm.weight), norm.eps).double()
+    return plain.train()
+
+
+def losses_of_valid(learner: Learner, raw: torch.Tensor, decoder: nn.Module) -> torch.Tensor:
+    """l_i of the valid images, `[5]`; their batch statistics are those of these images alone."""
+    rows = torch.from_numpy(ROWS[VALID])
+    target = to_target(images().take(ROWS[VALID]), torch.float64)
+    return mse(decoder(learner.table.project(raw[rows])), target)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_decoder_follows_the_sum_of_valid_losses_over_the_nominal_batch(kind: str) -> None:
+    learner = make_learner(kind, batch_size=8)
+    plain = with_pytorch_norms(learner.decoder)
+    parameters = list(plain.parameters())
+    losses = losses_of_valid(learner, learner.table.raw.clone(), plain)
+    # One backward pass for each image: nothing is averaged on the way.
+    of_images = [torch.autograd.grad(loss, parameters, retain_graph=True) for loss in losses]
+    expected = [sum(of_parameter) / 8 for of_parameter in zip(*of_images, strict=True)]
+    _, gradients, _ = take_step(learner, batch_of(ROWS, VALID))
+    assert len(gradients) == len(expected) > 4
+    for gradient, reference in zip(gradients, expected, strict=True):
+        assert reference.abs().max() > 1e-6
+        torch.testing.assert_close(gradient, reference, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("projection", ["sphere", "ball"])
+def test_a_code_follows_the_sum_of_valid_losses_undivided(kind: str, projection: str) -> None:
+    learner = make_learner(kind, batch_size=8, projection=projection)
+    raw = learner.table.raw.clone().requires_grad_()
+    losses_of_valid(learner, raw, with_pytorch_norms(learner.decoder)).sum().backward()
+    if projection == "ball":  # No code leaves the ball, to be pulled back.
+        assert (raw - raw.grad).norm(dim=1).max() < 1
+    codes, _, _ = take_step(learner, batch_of(ROWS, VALID))
+    assert raw.grad is not None
+    torch.testing.assert_close(codes, raw.grad, rtol=1e-9, atol=1e-13)
+    rows = ROWS[VALID]
+    assert codes[rows].abs().amax(1).min() > 1e-6
+    assert not codes[np.setdiff1d(np.arange(10), rows)].any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_to_twice_the_batch_leaves_codes_alone_and_halves_the_decoders_gradient(kind: str) -> None:
+    codes, gradients, sums = take_step(make_learner(kind, 8), batch_of(ROWS, VALID))
+    padded = batch_of(np.concatenate([ROWS, ROWS]), np.concatenate([VALID, np.zeros(8, bool)]))
+    codes_padded, gradients_padded, sums_padded = take_step(make_learner(kind, 16), padded)
+    torch.testing.assert_close(codes_padded, codes, rtol=1e-9, atol=1e-13)
+    for padded_gradient, gradient in zip(gradients_padded, gradients, strict=True):
+        torch.testing.assert_close(2 * padded_gradient, gradient, rtol=1e-9, atol=1e-13)
+    torch.testing.assert_close(sums_padded[:-1], sums[:-1], rtol=1e-9, atol=0)
+    torch.testing.assert_close(2 * sums_padded[-1], sums[-1], rtol=1e-9, atol=0)
+
+
+@pytest.fixture(scope="module")
+def steps_of_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gradients of the same global batch on 1, 2 and 4 ranks, in real processes."""
+    place = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, str(Path(step_ranks.__file__)), str(place), "1", "2", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return place
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_the_same_at_every_world_size(kind: str, steps_of_ranks: Path) -> None:
+    alone = torch.load(steps_of_ranks / f"{kind}-1-0.pt")
+    assert sum(bool(gradient.any()) for name, gradient in alone.items() if name.isdigit()) == 6
+    for world_size in (2, 4):
+        of_ranks = [torch.load(steps_of_ranks / f"{kind}-{world_size}-{rank}.pt") for rank in range(world_size)]
+        assert sum(name.isdigit() for gradients in of_ranks for name in gradients) == 23  # Each code on one rank.
+        assert set().union(*of_ranks) == set(alone)
+        for gradients in of_ranks:
+            for name, gradient in gradients.items():
+                torch.testing.assert_close(gradient, alone[name], rtol=1e-9, atol=1e-13)
+
+
+def other_pixels(batch: Batch) -> Batch:
+    noise = np.random.default_rng(int(batch.rows.sum())).integers(0, 256, batch.images.shape, dtype=np.uint8)
+    valid = torch.from_numpy(batch.valid)[:, None, None, None]
+    return batch._replace(images=torch.where(valid, batch.images, torch.from_numpy(noise)))
+
+
+def other_rows(rows: np.ndarray, valid: np.ndarray, table_rows: int) -> np.ndarray:
+    return np.where(valid, rows, np.random.default_rng(int(rows.sum())).integers(0, table_rows, rows.shape))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("change", ["pixels", "rows"])
+def test_what_stands_in_padding_changes_no_bit_of_a_step(kind: str, change: str) -> None:
+    def steps(padding: str) -> Sequence[torch.Tensor]:
+        learner = make_learner(kind, batch_size=8)
+        batch = batch_of(ROWS, VALID)
+        if padding == "pixels":
+            batch = other_pixels(batch)
+        if padding == "rows":
+            rows = other_rows(ROWS, VALID, 10)
+            assert (rows != ROWS).sum() >= 2
+            batch = batch_of(rows, VALID)
+        sums = [take_step(learner, batch)[-1] for _ in range(3)]
+        return [*sums, *learner.table.columns().values(), *learner.decoder.state_dict().values()]
+
+    for undisturbed, changed in zip(steps("none"), steps(change), strict=True):
+        assert torch.equal(undisturbed, changed)
+
+
+@pytest.mark.parametrize("change", ["pixels", "rows"])
+def test_what_stands_in_padding_changes_no_bit_of_a_training(
+    blobs: torch.Tensor, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    reports: list[tuple[int, float]] = []
+    runtime = glo.SingleProcess(
+        on_report=lambda seen, metrics: reports.append((seen, metrics["loss"])) if "loss" in metrics else None
+    )
+    # 32 lanes of 4 or 5 images, one of them in a step: 10 rows of 160 in an epoch are padding. Batch norm is present.
+    arguments = (CONFIG, glo.TensorImages(blobs), glo.Phase(target=600))
+    undisturbed = glo.train_phase(*arguments, runtime=runtime, intervals=glo.Intervals(report=1))
+    undisturbed_reports = reports.copy()
+    reports.clear()
+    changes = []
+    original_batches, original_steps = EpochBatches.batches, EpochBatches.steps_from
+
+    def batches(self: EpochBatches, orders: Sequence, first: int) -> Iterator[Batch]:
+        for batch in original_batches(self, orders, first):
+            yield other_pixels(batch)
+            changes.append(int((~batch.valid).sum()))
+
+    def steps_from(self: EpochBatches, orders: Sequence, first: int) -> Iterator[LaneEpoch]:
+        for step in original_steps(self, orders, first):
+            yield LaneEpoch(other_rows(step.rows, step.valid, 150), step.valid)
+            changes.append(int((~step.valid).sum()))
+
+    if change == "pixels":
+        monkeypatch.setattr(EpochBatches, "batches", batches)
+    else:
+        monkeypatch.setattr(EpochBatches, "steps_from", steps_from)
+    changed = glo.train_phase(*arguments, runtime=runtime, intervals=glo.Intervals(report=1))
+    assert sum(changes) >= 40
+    assert reports == undisturbed_reports
+    assert same(undisturbed, changed)
+    assert changed.position == undisturbed.position
+    assert changed.position.images_seen == 600
+    assert changed.metrics == undisturbed.metrics
