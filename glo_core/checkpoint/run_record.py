@@ -21,7 +21,7 @@ class PhaseRecord:
     snapshot: str
     """Digest of the snapshot that it trains on"""
     images: int | None = None
-    """Number of images, where they are a tensor's"""
+    """Their number, where `glo.train` began the phase"""
 
 
 @dataclass(frozen=True, kw_only=True)

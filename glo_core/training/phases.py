@@ -1,7 +1,4 @@
-"""The phases of a run that `glo.train` keeps, and the recipe that they share.
-
-run.json (recipe, phases) -> training -> checkpoints/<images seen>/ -> metrics/<images seen>.json
-"""
+"""The phases of a run that `glo.train` keeps, and the recipe that they share, as `run.json` has them."""
 
 import dataclasses
 import json
@@ -12,6 +9,7 @@ from glo_core.checkpoint.run_record import RUN_FILE, PhaseRecord, RunRecord, rea
 from glo_core.common.errors import CheckpointError
 from glo_core.common.files import differences
 from glo_core.common.records import parse_value
+from glo_core.data.image_source import ImageSource
 from glo_core.training.auto_config import images_to_see
 from glo_core.training.config import ResolvedTrainConfig
 
@@ -63,32 +61,31 @@ def require_recipe(run: Path, record: RunRecord, identity: dict[str, Any]) -> No
 
 
 def next_phases(
-    run: Path, phases: tuple[PhaseRecord, ...], seen: int, target: int | None, snapshot: str, images: int
+    run: Path, phases: tuple[PhaseRecord, ...], seen: int, target: int | None, images: ImageSource
 ) -> tuple[PhaseRecord, ...] | None:
     """The phases of a run, the next one to train last; None if it has reached its target.
 
     Args:
         seen: images seen at the newest checkpoint.
         target: images to see in all; None leaves it to the rule.
-        snapshot: digest of the images at hand.
-        images: their number.
+        images: those at hand.
 
     Raises:
         CheckpointError: if an unfinished phase has seen more than `target` already.
     """
-    last = phases[-1] if phases else None
+    last, count = phases[-1] if phases else None, len(images.ids)
     if last is not None and seen >= last.target:
-        if target is None and last.snapshot != snapshot:
+        if target is None and last.snapshot != images.snapshot:
             # New images are seen too, at least once.
-            target = max(images_to_see(images), seen + images)
+            target = max(images_to_see(count), seen + count)
         if target is None or target <= seen:
             return None
     elif last is not None and target in (None, last.target):
         return phases
-    target = target or images_to_see(images)
+    target = target or images_to_see(count)
     if last is not None and target <= seen:
         raise CheckpointError(
             f"{run}: has seen {seen} images on the way to {last.target}; `images_seen` (={target}) must be "
             f"{last.target} to go on there, or more than {seen}"
         )
-    return (*phases, PhaseRecord(start=seen, target=target, snapshot=snapshot, images=images))
+    return (*phases, PhaseRecord(start=seen, target=target, snapshot=images.snapshot, images=count))

@@ -48,7 +48,7 @@ def test_every_form_of_images_trains_the_same_model_in_the_order_of_the_caller(b
 
 
 def test_the_rules_choose_what_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glo_core.training.train.images_to_see", lambda count: 2 * count)
+    monkeypatch.setattr("glo_core.training.session.images_to_see", lambda count: 2 * count)
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
     result = glo.train(images, progress=False)
     assert result.position.images_seen >= 40
