@@ -99,10 +99,10 @@ def test_faults_at_five_random_steps_leave_500_steps_as_they_are(tmp_path: Path,
     for end in sorted(np.random.default_rng(world_size).integers(16, target, 5).tolist()):
         assert launch(world_size, run, target, end).returncode != 0
         assert not (run / "losses.json").exists()
-    kept = int(committed_checkpoints(run)[-1].name)
+    newest = int(committed_checkpoints(run)[-1].name)
     tail = train(world_size, run, target)
-    assert kept >= 600
-    assert kept < tail[0, 0] < kept + 32  # It went on from there.
+    assert newest >= 600
+    assert newest < tail[0, 0] < newest + 32  # It went on from there.
     np.testing.assert_allclose([loss for _, loss in tail], [whole[seen] for seen, _ in tail], rtol=1e-9)
     ids, codes = glo.Checkpoint.latest(run).codes()
     ids_whole, codes_whole = glo.Checkpoint.latest(tmp_path / "whole").codes()

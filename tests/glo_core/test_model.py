@@ -131,12 +131,13 @@ def test_a_wrong_argument_is_one_line(run: Path, call: Callable[[glo.Model], obj
 
 
 def test_a_run_that_cannot_be_opened_is_one_line(run: Path, tmp_path: Path) -> None:
-    for place, options, line in [
-        (tmp_path / "none", {}, "no such directory"),
-        (tmp_path, {}, "no checkpoint here"),
-        (run, {"images_seen": 901}, "no checkpoint at 901 images; it has 900, 30"),
-        (run, {"images": IMAGES.flip(0)}, "are not those that .* was trained on; give the same ones"),
-    ]:
+    cases: list[tuple[Path, int | None, torch.Tensor | None, str]] = [
+        (tmp_path / "none", None, None, "no such directory"),
+        (tmp_path, None, None, "no checkpoint here"),
+        (run, 901, None, "no checkpoint at 901 images; it has 900, 30"),
+        (run, None, IMAGES.flip(0), "are not those that .* was trained on; give the same ones"),
+    ]
+    for place, images_seen, images, line in cases:
         with pytest.raises(glo.UserError, match=line) as caught:
-            glo.load(place, **options)
+            glo.load(place, images_seen=images_seen, images=images)
         assert "\n" not in str(caught.value)

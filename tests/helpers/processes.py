@@ -48,12 +48,12 @@ class Head:
         self.process, self.address, self.dashboard = process, address, dashboard
 
     def processes(self, title: str) -> list[psutil.Process]:
-        """Its processes whose title holds `title`."""
-        found = []
+        """Its processes whose title contains `title`."""
+        matches = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             try:
                 if title in " ".join(process.cmdline()):
-                    found.append(process)
+                    matches.append(process)
             except psutil.NoSuchProcess:
                 continue
-        return found
+        return matches

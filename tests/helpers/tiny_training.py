@@ -3,6 +3,7 @@
 import torch
 
 import glo_core as glo
+from glo_core.training.auto_config import resolve_defaults
 
 CONFIG = glo.TrainConfig(
     batch_size=32,
@@ -10,6 +11,8 @@ CONFIG = glo.TrainConfig(
     code=glo.CodeConfig(dim=4, learning_rate=2e-2),
     decoder=glo.DecoderConfig(kind="seed", filters=(16, 8), kernel_size=4),
 )
+RESOLVED = resolve_defaults(CONFIG, num_images=150, resolution=16)
+"""`CONFIG` for the images of the fixture `blobs`, with nothing left to choose"""
 
 
 def same(first: glo.TrainResult, second: glo.TrainResult) -> bool:
@@ -20,7 +23,7 @@ def same(first: glo.TrainResult, second: glo.TrainResult) -> bool:
 
 
 class Impatient(glo.SingleProcess):
-    """Asks to stop when it is asked for the n-th time."""
+    """Requests a stop at the n-th call of `stop_requested`."""
 
     def __init__(self, after: int) -> None:
         super().__init__()

@@ -125,8 +125,8 @@ def test_its_runs_are_linked_in_mlflow_and_hold_metrics_and_pictures(submitted: 
     # Where MLflow's own page finds pictures, with a key and a step in each name.
     shown = {file.path for file in client.list_artifacts(ids["render"], "images")}
     assert any("reconstructions" in path and "1936" in path and path.endswith(".png") for path in shown)
-    kept = {Path(file.path).name for file in client.list_artifacts(ids["render"], "grids")}
-    assert len(kept) == 8 and "samples-full.png" in kept
+    grids = {Path(file.path).name for file in client.list_artifacts(ids["render"], "grids")}
+    assert len(grids) == 8 and "samples-full.png" in grids
 
 
 def test_its_evaluation_measures_both_kinds_of_images(submitted: Submitted, mlflow_server: str) -> None:
@@ -134,7 +134,7 @@ def test_its_evaluation_measures_both_kinds_of_images(submitted: Submitted, mlfl
     metrics = json.loads((submitted.root / "metrics.json").read_text())
     train, unseen = metrics["train"], metrics["held_out"]
     assert (train["glo"]["images"], unseen["glo"]["images"]) == (TRAINED, 100 - TRAINED)
-    # Two ways to the same figures: over ranks while training ends, and over tasks that read the checkpoint.
+    # Two ways to the same metrics: over ranks while training ends, and over tasks that read the checkpoint.
     assert train["glo"]["psnr"] == pytest.approx(metrics["psnr"], abs=1e-4)
     assert train["pca"]["psnr"] == pytest.approx(metrics["pca_psnr"], abs=1e-3)
     codes = pq.read_table(run / "evaluation" / "1936" / "held_out.parquet")
@@ -145,13 +145,13 @@ def test_its_evaluation_measures_both_kinds_of_images(submitted: Submitted, mlfl
 
     def error(codes: torch.Tensor) -> float:
         with torch.no_grad():
-            made = checkpoint.decoder()(codes).add(1).div(2).clamp(0, 1)
-        return float((made - target).square().mean())
+            prediction = checkpoint.decoder()(codes).add(1).div(2).clamp(0, 1)
+        return float((prediction - target).square().mean())
 
     assert error(torch.tensor(codes.column("code").to_pylist())) == pytest.approx(unseen["glo"]["mse"], rel=1e-4)
-    # The PCA that training kept of its own images is the one that both sides stand beside.
-    kept = PcaBaseline.load(run / "metrics" / "1936.safetensors")
-    linear = kept.reconstruct(manifest.take(np.arange(len(manifest.ids))))
+    # Training and evaluation both compare with the PCA that training has saved.
+    baseline = PcaBaseline.load(run / "metrics" / "1936.safetensors")
+    linear = baseline.reconstruct(manifest.take(np.arange(len(manifest.ids))))
     assert unseen["pca"]["mse"] == pytest.approx(float((linear - target).square().mean()), rel=1e-6)
     # Inversion begins with the mean code too.
     mean = torch.from_numpy(checkpoint.codes()[1]).mean(0, keepdim=True)

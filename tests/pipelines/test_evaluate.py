@@ -10,7 +10,7 @@ from glo_core.common.records import read_record, write_record
 from pipelines.common.records import EvaluateDone, RunRecord
 from pipelines.config import EvaluateJob
 from pipelines.evaluate import evaluate
-from tests.helpers.ingest import ingest
+from tests.helpers.preprocess_small import preprocess_small
 from tests.helpers.tiny_training import Impatient
 from tests.helpers.write_images import write_images
 
@@ -20,7 +20,7 @@ def test_a_stopped_run_on_a_dataset_without_holdout_is_measured_on_its_training_
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_images(tmp_path / "images", 40, seed=9)
-    ingest(tmp_path / "dataset", tmp_path / "images", code_shards=32)
+    preprocess_small(tmp_path / "dataset", tmp_path / "images", code_shards=32)
     dataset, run = glo.Dataset.open(tmp_path / "dataset"), tmp_path / "run"
     config = glo.TrainConfig(batch_size=16, code=glo.CodeConfig(dim=3), decoder=glo.DecoderConfig(filters=(8, 4)))
     stopped = glo.train_phase(config, dataset.images(), glo.Phase(target=10**6), run=run, runtime=Impatient(after=4))

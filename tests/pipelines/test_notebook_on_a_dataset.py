@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import glo_core as glo
+from glo_core.common.location import Location
 from pipelines.config import EvaluateJob
 from pipelines.evaluate import evaluate
 from pipelines.preprocess.config import PreprocessJob
@@ -20,7 +21,8 @@ def test_a_dataset_gives_images_files_and_what_is_appended(tmp_path: Path) -> No
     photos, place, run = tmp_path / "photos", tmp_path / "dataset", tmp_path / "run"
 
     def prepare() -> glo.Dataset:
-        preprocess(PreprocessJob(input=(photos,), dataset=place, resolution=16, channels=1, holdout=0.2))
+        folders, dataset = (Location(photos),), Location(place)
+        preprocess(PreprocessJob(input=folders, dataset=dataset, resolution=16, channels=1, holdout=0.2))
         return glo.Dataset.open(place)
 
     write_images(photos, 40, seed=1)

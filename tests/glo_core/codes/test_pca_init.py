@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from glo_core.codes.config import CodeConfig
+from glo_core.codes.config import ResolvedCodeConfig
 from glo_core.codes.pca_init import PcaInit, random_codes, reduced_pixels
 from glo_core.common.runtime import SingleProcess
 from glo_core.data.image_source import TensorImages
@@ -16,8 +16,8 @@ def scores_by_svd(images: torch.Tensor, dim: int) -> np.ndarray:
 
 def test_scores_are_those_of_an_svd_up_to_sign_and_one_scale(blobs: torch.Tensor) -> None:
     source = TensorImages(blobs)
-    start = PcaInit.fit(source, 5, SingleProcess())
-    scores = start.scores(reduced_pixels(source.take(np.arange(len(source.ids))))).numpy()
+    init = PcaInit.fit(source, 5, SingleProcess())
+    scores = init.scores(reduced_pixels(source.take(np.arange(len(source.ids))))).numpy()
     expected = scores_by_svd(blobs, 5)[source.ids]
     expected /= np.sqrt((expected**2).sum(1).mean())
     np.testing.assert_allclose(np.abs(scores), np.abs(expected), atol=1e-8)
@@ -25,10 +25,10 @@ def test_scores_are_those_of_an_svd_up_to_sign_and_one_scale(blobs: torch.Tensor
 
 def test_sphere_codes_are_unit_and_ball_codes_fill_the_ball(blobs: torch.Tensor) -> None:
     source = TensorImages(blobs)
-    start = PcaInit.fit(source, 5, SingleProcess())
-    sphere = start.codes(CodeConfig(dim=5), source, np.arange(len(source.ids)), 0)
+    init = PcaInit.fit(source, 5, SingleProcess())
+    sphere = init.codes(ResolvedCodeConfig(dim=5), source, np.arange(len(source.ids)), 0)
     torch.testing.assert_close(sphere.norm(dim=1), torch.ones(150).double())
-    norms = start.codes(CodeConfig(dim=5, projection="ball"), source, np.arange(len(source.ids)), 0).norm(dim=1)
+    norms = init.codes(ResolvedCodeConfig(dim=5, projection="ball"), source, np.arange(len(source.ids)), 0).norm(dim=1)
     assert 0.97 <= (norms <= 1).double().mean() <= 1
     assert norms.quantile(0.99) > 0.98
 
@@ -37,8 +37,10 @@ def test_dimensions_above_the_rank_get_small_noise() -> None:
     images = torch.zeros(20, 8, 8, 1, dtype=torch.uint8)
     images[:, 0, 0, 0] = torch.arange(20) * 10
     source = TensorImages(images)
-    start = PcaInit.fit(source, 4, SingleProcess())
-    codes = start.codes(CodeConfig(dim=4, projection="ball"), source, np.arange(len(source.ids)), 0) * start.radius
+    init = PcaInit.fit(source, 4, SingleProcess())
+    codes = (
+        init.codes(ResolvedCodeConfig(dim=4, projection="ball"), source, np.arange(len(source.ids)), 0) * init.radius
+    )
     assert codes[:, 0].std() > 0.5
     assert 0 < codes[:, 1:].abs().max() < 0.05
 
@@ -47,13 +49,13 @@ def test_the_mean_image_does_not_start_at_zero() -> None:
     images = torch.zeros(3, 8, 8, 1, dtype=torch.uint8)
     images[:, 0, 0, 0] = torch.tensor([0, 100, 200])
     source = TensorImages(images)
-    codes = PcaInit.fit(source, 1, SingleProcess()).codes(CodeConfig(dim=1), source, np.arange(3), 0)
+    codes = PcaInit.fit(source, 1, SingleProcess()).codes(ResolvedCodeConfig(dim=1), source, np.arange(3), 0)
     torch.testing.assert_close(codes.norm(dim=1), torch.ones(3).double())
 
 
 def test_images_without_variance_start_within_the_ball() -> None:
     source = TensorImages(torch.full((3, 8, 8, 1), 7, dtype=torch.uint8))
-    config = CodeConfig(dim=4, projection="ball")
+    config = ResolvedCodeConfig(dim=4, projection="ball")
     codes = PcaInit.fit(source, 4, SingleProcess()).codes(config, source, np.arange(3), 0)
     assert 0 < codes.norm(dim=1).min() <= codes.norm(dim=1).max() <= 1
 
@@ -65,7 +67,7 @@ def test_large_images_are_reduced_by_area() -> None:
 
 
 def test_random_codes_depend_on_seed_and_id_alone() -> None:
-    config = CodeConfig(dim=8)
+    config = ResolvedCodeConfig(dim=8)
     whole = random_codes(config, np.arange(1000, dtype=np.int64), 0)
     assert torch.equal(whole[[17, 5]], random_codes(config, np.array([17, 5]), 0))
     assert not torch.equal(whole, random_codes(config, np.arange(1000, dtype=np.int64), 1))

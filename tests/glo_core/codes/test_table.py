@@ -1,3 +1,5 @@
+from typing import Any, Literal
+
 import numpy as np
 import pytest
 import torch
@@ -6,8 +8,10 @@ from glo_core.codes.config import CodeConfig
 from glo_core.codes.projection import to_ball, to_sphere
 from glo_core.codes.table import CodeTable
 
+Optimizer = Literal["adam", "adagrad", "sgd"]
 
-def table(projection: str, optimizer: str = "adam") -> CodeTable:
+
+def table(projection: Literal["sphere", "ball"], optimizer: Optimizer = "adam") -> CodeTable:
     raw = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     config = CodeConfig(dim=3, projection=projection, optimizer=optimizer, beta1=0.9, beta2=0.99)
     return CodeTable(config, np.arange(6), raw)
@@ -17,7 +21,7 @@ BATCHES = ([0, 1, 2], [2, 5], [0], [1, 2, 3, 4, 5], [0, 5])
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_each_row_has_a_torch_optimizer_of_its_own(optimizer: str) -> None:
+def test_each_row_has_a_torch_optimizer_of_its_own(optimizer: Optimizer) -> None:
     codes = table("sphere", optimizer)
     rows = [torch.nn.Parameter(row.clone()) for row in codes.raw]
     reference = [
@@ -53,7 +57,7 @@ def test_row_wise_adagrad_equals_its_formula_in_numpy() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adagrad", "sgd"])
-def test_an_update_touches_no_row_outside_the_batch(optimizer: str) -> None:
+def test_an_update_touches_no_row_outside_the_batch(optimizer: Optimizer) -> None:
     codes = table("sphere", optimizer=optimizer)
     before = [column.clone() for column in codes.columns().values()]
     codes.update(torch.tensor([1, 4]), torch.ones(2, 3, dtype=torch.float64), 0.1)
@@ -82,11 +86,12 @@ def test_sphere_projects_in_the_forward_pass_and_leaves_storage_alone() -> None:
     assert not torch.allclose(codes.raw.norm(dim=1), torch.ones(6, dtype=torch.float64))
     raw = codes.raw.clone().requires_grad_()
     to_sphere(raw).sum().backward()
+    assert raw.grad is not None
     # The gradient through z / |z| has no component along z.
     assert (raw.grad * raw).sum(1).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize(("field", "value"), [("dim", -1), ("beta1", 1.0), ("learning_rate", -1.0)])
-def test_a_bad_value_is_named(field: str, value: float) -> None:
+def test_a_bad_value_is_named(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"`{field}` \(={value}\) must be"):
         CodeConfig(**{field: value})

@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import time
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import numpy as np
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from glo_core.codes import windowed_table
-from glo_core.codes.config import CodeConfig
+from glo_core.codes.config import ResolvedCodeConfig
 from glo_core.codes.table import CodeTable
 from glo_core.codes.windowed_table import SLOTS_PER_LANE, WindowedTable
 from glo_core.common.arrays import Int64Array
@@ -46,7 +46,15 @@ class Tables(RuleBasedStateMachine):
         seed=st.integers(0, 99),
         slow=st.sampled_from(["", "_copy_in", "_copy_out"]),
     )
-    def make(self, sizes: list[int], window: int, optimizer: str, projection: str, seed: int, slow: str) -> None:
+    def make(
+        self,
+        sizes: list[int],
+        window: int,
+        optimizer: Literal["adam", "adagrad", "sgd"],
+        projection: Literal["sphere", "ball"],
+        seed: int,
+        slow: str,
+    ) -> None:
         """Two tables of the same codes; lanes of up to 26 rows in windows of up to 4 have more windows than slots."""
         self.patch = mock.patch.object(windowed_table, slow, delayed(slow)) if slow else contextlib.nullcontext()
         self.patch.__enter__()
@@ -54,7 +62,7 @@ class Tables(RuleBasedStateMachine):
         self.window = window
         self.first = np.concatenate([[0], np.cumsum(sizes)])
         self.lanes = len(sizes)
-        config = CodeConfig(dim=DIM, optimizer=optimizer, projection=projection)
+        config = ResolvedCodeConfig(dim=DIM, optimizer=optimizer, projection=projection)
         ids = 3 * np.arange(self.first[-1]) + 1
         self.model = CodeTable(config, ids, torch.zeros(len(ids), DIM))
         self.table = WindowedTable(config, ids, self.first, window, device=CPU, dtype=torch.float32)

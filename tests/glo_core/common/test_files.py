@@ -55,7 +55,7 @@ def test_differences_name_nested_keys() -> None:
     assert differences(old, new) == ["b: None -> 2", "code.dim: 16 -> 32"]
 
 
-def test_a_lock_holds_while_its_process_lives_and_no_longer(tmp_path: Path) -> None:
+def test_a_file_is_locked_while_its_process_lives_and_no_longer(tmp_path: Path) -> None:
     code = (
         "import sys, time, pathlib; from glo_core.common.file_lock import file_lock\n"
         "with file_lock(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"

@@ -1,4 +1,4 @@
-"""A step's memory is kept for the next step, where the C library is glibc."""
+"""A step's memory is reused by the next step, where the C library is glibc."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from glo_core.common.memory import keep_freed_memory
 SCRIPT = """
 import resource, sys, torch
 from glo_core.common.memory import keep_freed_memory
-if sys.argv[1] == "kept":
+if sys.argv[1] == "reused":
     assert keep_freed_memory()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 big = torch.ones(64 << 18)  # 64 MiB
@@ -31,6 +31,6 @@ def page_faults(how: str) -> int:
 def test_memory_that_a_step_frees_is_not_cleared_anew_for_the_next() -> None:
     if not keep_freed_memory():
         pytest.skip("a C library without mallopt")
-    plain, kept = page_faults("plain"), page_faults("kept")
+    plain, reused = page_faults("plain"), page_faults("reused")
     assert plain > 10_000
-    assert kept < plain / 10
+    assert reused < plain / 10

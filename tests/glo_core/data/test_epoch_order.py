@@ -1,13 +1,14 @@
 """Order and ownership as properties: every image once an epoch, the same batches at every world size."""
 
 import itertools
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from glo_core.common.arrays import Int64Array
 from glo_core.data import epoch_order as order
 from glo_core.data import lanes as lanes_module
 
@@ -18,8 +19,8 @@ shards_and_batch = st.tuples(st.sampled_from([1, 2, 8, 32]), st.integers(1, 96))
 def test_lanes_partition_the_shards(case: tuple[int, int]) -> None:
     shards, batch = case
     lanes = lanes_module.num_lanes(shards, batch)
-    held = np.concatenate([lanes_module.shards_of_lane(lane, code_shards=shards, lanes=lanes) for lane in range(lanes)])
-    assert sorted(held) == list(range(shards))
+    of_lanes = [lanes_module.shards_of_lane(lane, code_shards=shards, lanes=lanes) for lane in range(lanes)]
+    assert sorted(np.concatenate(of_lanes)) == list(range(shards))
     assert batch % lanes == 0
 
 
@@ -37,12 +38,22 @@ def test_more_ranks_than_lanes_is_refused() -> None:
         lanes_module.lanes_of_rank(0, world_size=5, lanes=4)
 
 
-def lane_epoch(ids: np.ndarray, *, steps: int, **arguments: Any) -> order.LaneEpoch:
-    return order.LaneOrder(ids, steps=steps, **arguments).assign(0, steps)
+class OrderKey(NamedTuple):
+    """What the order of a lane's ids in an epoch depends on."""
+
+    seed: int = 0
+    epoch: int = 0
+    lane: int = 0
+    window: int | None = None
+    snapshot: str = "a"
+
+
+def lane_epoch(ids: Int64Array, steps: int, rows_per_step: int, key: OrderKey) -> order.LaneEpoch:
+    return order.LaneOrder(ids, steps=steps, rows_per_step=rows_per_step, **key._asdict()).assign(0, steps)
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.integers(1, 6), st.integers(0, 3), st.integers(0, 9))
-def test_an_epoch_deals_every_row_once_and_evenly(
+def test_an_epoch_assigns_every_row_once_and_evenly(
     sizes: list[int], rows_per_step: int, epoch: int, window: int
 ) -> None:
     lane_sizes = np.array(sizes, np.int64)
@@ -67,9 +78,9 @@ def test_an_epoch_deals_every_row_once_and_evenly(
             met = (assigned.rows[assigned.valid] // window).tolist()
             assert list(dict.fromkeys(met)) == lane_order.windows.tolist()
             assert sum(a != b for a, b in itertools.pairwise(met)) == max(len(lane_order.windows) - 1, 0)
-            # Padding asks for no window that its step does not need, or needs next.
-            for rows, real in zip(assigned.rows, assigned.valid, strict=True):
-                assert not real.any() or set(rows // window) == set(rows[real] // window)
+            # Padding reads no window that its step does not need, or needs next.
+            for rows, mask in zip(assigned.rows, assigned.valid, strict=True):
+                assert not mask.any() or set(rows // window) == set(rows[mask] // window)
         assert assigned.rows.shape == assigned.valid.shape == (steps, rows_per_step)
         assert sorted(assigned.rows[assigned.valid]) == list(range(size))
         per_step = assigned.valid.sum(axis=1)
@@ -82,24 +93,23 @@ def test_the_order_depends_on_ids_and_not_on_where_they_stand() -> None:
     ids = np.array([3, 11, 19, 27, 35], np.int64)
     shuffled = ids[[4, 2, 0, 1, 3]]
 
-    def visits(of: np.ndarray) -> list[int]:
-        assigned = lane_epoch(of, steps=5, rows_per_step=1, seed=0, epoch=0, lane=3, snapshot="a")
+    def visits(of: Int64Array) -> list[int]:
+        assigned = lane_epoch(of, 5, 1, OrderKey(lane=3))
         return of[assigned.rows[assigned.valid]].tolist()
 
     assert visits(ids) == visits(shuffled)
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"epoch": 1}, {"lane": 1}, {"window": 8}, {"snapshot": "b"}])
-def test_the_order_changes_with_each_of_its_arguments(change: dict) -> None:
+@pytest.mark.parametrize(
+    "key", [OrderKey(seed=1), OrderKey(epoch=1), OrderKey(lane=1), OrderKey(window=8), OrderKey(snapshot="b")]
+)
+def test_the_order_changes_with_each_of_its_arguments(key: OrderKey) -> None:
     ids = np.arange(64, dtype=np.int64)
-    base = {"steps": 16, "rows_per_step": 4, "seed": 0, "epoch": 0, "lane": 0, "window": 0, "snapshot": "a"}
-    assert not np.array_equal(lane_epoch(ids, **base).rows, lane_epoch(ids, **base | change).rows)
+    assert not np.array_equal(lane_epoch(ids, 16, 4, OrderKey()).rows, lane_epoch(ids, 16, 4, key).rows)
 
 
-def test_the_order_is_the_one_that_earlier_versions_dealt() -> None:
-    assigned = lane_epoch(
-        np.arange(10, dtype=np.int64), steps=5, rows_per_step=2, seed=0, epoch=0, lane=0, snapshot="golden"
-    )
+def test_the_order_is_the_one_that_earlier_versions_assigned() -> None:
+    assigned = lane_epoch(np.arange(10, dtype=np.int64), 5, 2, OrderKey(snapshot="golden"))
     assert assigned.rows.ravel().tolist() == GOLDEN_ORDER
 
 

@@ -49,7 +49,7 @@ def test_a_block_of_another_dataset_is_refused(block: Path) -> None:
         open_block(block, ResolvedDatasetConfig(resolution=16, channels=1, code_shards=4))
 
 
-def test_images_in_memory_are_held_shard_by_shard() -> None:
+def test_images_in_memory_lie_shard_by_shard() -> None:
     images = torch.arange(10, dtype=torch.uint8).reshape(10, 1, 1, 1).expand(10, 8, 8, 1)
     source = TensorImages(images, code_shards=4)
     assert source.ids.tolist() == [0, 4, 8, 1, 5, 9, 2, 6, 3, 7]

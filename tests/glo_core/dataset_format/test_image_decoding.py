@@ -74,13 +74,13 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped() -> None:
     assert decode(encoded(deep, "PNG"), GREY).pixels[0, 0, 0] == 128
 
 
-def test_the_first_frame_of_an_animation_is_taken() -> None:
+def test_the_first_frame_of_an_animation_is_decoded() -> None:
     frames = [Image.new("L", (16, 16), value) for value in (200, 10)]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert decode(data, GREY).pixels[0, 0, 0] == 200
 
 
-def test_the_central_square_is_kept() -> None:
+def test_an_image_is_cropped_to_its_central_square() -> None:
     wide = Image.new("L", (48, 16), 0)
     wide.paste(255, (16, 0, 32, 16))
     assert decode(encoded(wide, "PNG"), GREY).pixels.min() == 255
@@ -262,11 +262,13 @@ def test_the_smallest_side_is_a_policy() -> None:
         decode(encoded(ramp("L", (40, 31)), "PNG"), ResolvedDatasetConfig(resolution=16, channels=3, min_side=32))
 
 
-def test_a_truncated_image_is_taken_on_request() -> None:
+def test_a_truncated_image_is_decoded_on_request() -> None:
     data = encoded(ramp("L", (64, 64)), "JPEG", quality=95)
-    kept = decode(data[: len(data) * 2 // 3], ResolvedDatasetConfig(resolution=16, channels=1, allow_truncated=True))
+    truncated = decode(
+        data[: len(data) * 2 // 3], ResolvedDatasetConfig(resolution=16, channels=1, allow_truncated=True)
+    )
     whole = decode(data, GREY)
-    assert abs(kept.pixels[:4].astype(int) - whole.pixels[:4]).max() < 3
+    assert abs(truncated.pixels[:4].astype(int) - whole.pixels[:4]).max() < 3
     with pytest.raises(RejectedImageError, match="truncated"):
         decode(data[: len(data) * 2 // 3], GREY)
 

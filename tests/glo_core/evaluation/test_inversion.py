@@ -1,10 +1,13 @@
-"""Codes of unseen images, by images whose codes are known: those that the decoder itself makes."""
+"""Codes of unseen images, by images whose codes a test has: those that the decoder itself makes."""
+
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import glo_core as glo
+from glo_core.codes.config import ResolvedCodeConfig
 from glo_core.codes.pca_init import PcaInit
 from glo_core.codes.ridge import RidgeRegression
 from glo_core.common.runtime import SingleProcess
@@ -27,22 +30,24 @@ def trained() -> glo.TrainResult:
 
 
 def inverter(trained: glo.TrainResult, images: glo.TensorImages, **changes: int) -> Inverter:
-    start, regression = PcaInit.fit(images, DIM, SingleProcess()), RidgeRegression(DIM)
+    init, regression = PcaInit.fit(images, DIM, SingleProcess()), RidgeRegression(DIM)
     learned = trained.table.codes()
-    regression.add(start.codes(trained.table.config, images, np.arange(len(images.ids)), 0)[: len(learned)], learned)
+    regression.add(
+        init.codes(ResolvedCodeConfig(dim=DIM), images, np.arange(len(images.ids)), 0)[: len(learned)], learned
+    )
     weights = regression.solve(SingleProcess())
-    return Inverter(trained.decoder, "sphere", start, weights, learned, InvertConfig(**changes))
+    return Inverter(trained.decoder, "sphere", init, weights, learned, InvertConfig(**changes))
 
 
-def made_by(trained: glo.TrainResult, count: int) -> glo.TensorImages:
+def decoded_images(trained: glo.TrainResult, count: int) -> glo.TensorImages:
     codes = torch.nn.functional.normalize(torch.randn(count, DIM, generator=torch.Generator().manual_seed(1)), dim=1)
     with torch.no_grad():
         pixels = to_unit(trained.decoder(codes)).mul(255).round().byte()
     return glo.TensorImages(pixels.permute(0, 2, 3, 1).contiguous())
 
 
-def test_an_image_that_the_decoder_made_is_found_again(trained: glo.TrainResult) -> None:
-    images = made_by(trained, 96)
+def test_inversion_recovers_an_image_of_the_decoder(trained: glo.TrainResult) -> None:
+    images = decoded_images(trained, 96)
     before = {name: value.clone() for name, value in trained.decoder.state_dict().items()}
     codes, losses = inverter(trained, images, restarts=4, steps=200).codes(images, np.arange(96))
     torch.testing.assert_close(codes.norm(dim=1), torch.ones(96))
@@ -52,14 +57,14 @@ def test_an_image_that_the_decoder_made_is_found_again(trained: glo.TrainResult)
 
 
 def test_more_restarts_and_more_steps_are_never_worse(trained: glo.TrainResult) -> None:
-    images, rows = made_by(trained, 96), np.arange(96)
+    images, rows = decoded_images(trained, 96), np.arange(96)
     errors = [float(inverter(trained, images, restarts=n, steps=20).codes(images, rows)[1].mean()) for n in (1, 4)]
     longer = float(inverter(trained, images, restarts=4, steps=100).codes(images, rows)[1].mean())
     assert longer < errors[1] < errors[0]
 
 
-def test_what_is_found_depends_on_the_image_and_not_on_its_company(trained: glo.TrainResult) -> None:
-    images = made_by(trained, 96)
+def test_the_code_depends_on_the_image_and_not_on_its_company(trained: glo.TrainResult) -> None:
+    images = decoded_images(trained, 96)
     inverse = inverter(trained, images)
     together, _ = inverse.codes(images, np.arange(8))
     alone, _ = inverse.codes(images, np.arange(3, 4))
@@ -74,6 +79,6 @@ def test_what_is_found_depends_on_the_image_and_not_on_its_company(trained: glo.
         ({"learning_rate": 0.0}, r"`learning_rate` \(=0.0\) must be above 0"),
     ],
 )
-def test_a_bad_value_is_refused(changes: dict[str, float], line: str) -> None:
+def test_a_bad_value_is_refused(changes: dict[str, Any], line: str) -> None:
     with pytest.raises(ValueError, match=line):
-        InvertConfig(**changes)  # type: ignore[arg-type]
+        InvertConfig(**changes)

@@ -33,11 +33,13 @@ def test_pca_psnr_is_that_of_an_exact_svd_clamped() -> None:
 
 
 def test_quality_merges_over_parts() -> None:
-    made, target = torch.rand(2, 7, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    prediction, target = torch.rand(2, 7, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     merged = (
-        ReconstructionSums.of(made[:3], target[:3]) + ReconstructionSums() + ReconstructionSums.of(made[3:], target[3:])
+        ReconstructionSums.of(prediction[:3], target[:3])
+        + ReconstructionSums()
+        + ReconstructionSums.of(prediction[3:], target[3:])
     )
-    error = float((made - target).square().mean())
-    figures = {"psnr": psnr(error), "ssim": float(ssim(made, target).mean()), "mse": error}
+    error = float((prediction - target).square().mean())
+    expected = {"psnr": psnr(error), "ssim": float(ssim(prediction, target).mean()), "mse": error}
     assert merged.images == 7
-    assert merged.as_metrics() == {key: pytest.approx(value) for key, value in figures.items()}
+    assert merged.as_metrics() == {key: pytest.approx(value) for key, value in expected.items()}

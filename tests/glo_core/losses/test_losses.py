@@ -14,7 +14,7 @@ from glo_core.losses.laplacian_pyramid import laplacian_pyramid
 from glo_core.losses.pixel import l1, mse, pairwise
 from glo_core.losses.pixel_ranges import to_target, to_unit
 from glo_core.losses.ssim import ssim
-from glo_core.losses.weighted_sum import make_loss
+from glo_core.losses.weighted_sum import Loss, make_loss
 
 CPU = torch.device("cpu")
 
@@ -25,7 +25,7 @@ def pair(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
     return prediction, target
 
 
-def loss(text: str, resolution: int, pyramid: PyramidConfig | None = None, network: str = "vgg16"):  # type: ignore[no-untyped-def]
+def loss(text: str, resolution: int, pyramid: PyramidConfig | None = None, network: str = "vgg16") -> Loss:
     return make_loss(text, pyramid or PyramidConfig(), network, resolution, CPU)
 
 
@@ -67,18 +67,18 @@ def blur_matrix(size: int) -> np.ndarray:
 
 def pyramid_by_matrices(image: np.ndarray, levels: int) -> list[np.ndarray]:
     """Burt and Adelson's pyramid of `[h, w]` by dense matrices."""
-    found = []
+    details = []
     for _ in range(levels):
         blur = blur_matrix(len(image))
         reduce, expand = blur[::2], 2 * blur[:, ::2]
         smaller = reduce @ image @ reduce.T
-        found.append(image - expand @ smaller @ expand.T)
+        details.append(image - expand @ smaller @ expand.T)
         image = smaller
-    return [*found, image]
+    return [*details, image]
 
 
 @pytest.mark.parametrize(("side", "levels", "falloff"), [(16, None, 0.25), (32, 3, 1.0), (8, 1, 0.25)])
-def test_the_pyramid_loss_is_that_of_two_pyramids_made_by_matrices(side: int, levels: int, falloff: float) -> None:
+def test_the_pyramid_loss_is_that_of_two_pyramids_by_matrices(side: int, levels: int, falloff: float) -> None:
     prediction, target = pair(2, 3, side, side)
     depth = levels or {16: 2}[side]
     expected = np.zeros(2)
@@ -87,14 +87,14 @@ def test_the_pyramid_loss_is_that_of_two_pyramids_made_by_matrices(side: int, le
             [pyramid_by_matrices(channel.numpy(), depth) for channel in image[number]] for image in (prediction, target)
         ]
         for level in range(depth + 1):
-            ours, theirs = (np.stack([channel[level] for channel in image]) for image in pyramids)
-            expected[number] += falloff**level * np.abs(ours - theirs).mean()
+            predicted, wanted = (np.stack([channel[level] for channel in image]) for image in pyramids)
+            expected[number] += falloff**level * np.abs(predicted - wanted).mean()
     config = PyramidConfig(levels=levels, falloff=falloff)
     actual = loss("pyramid", side, config)(prediction, target)
     np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-10)
 
 
-def test_a_pyramid_holds_the_whole_image_and_a_flat_image_has_no_detail() -> None:
+def test_a_pyramid_has_the_whole_image_and_a_flat_image_has_no_detail() -> None:
     image = pair(2, 3, 16, 16)[0]
     *details, residual = laplacian_pyramid(image, 2)
     again = residual
@@ -113,20 +113,20 @@ def test_a_pyramid_holds_the_whole_image_and_a_flat_image_has_no_detail() -> Non
 
 def ssim_by_windows(x: np.ndarray, y: np.ndarray, size: int) -> float:
     """SSIM of `[h, w]` images by visiting every window (Wang et al. 2004)."""
-    places = np.arange(size) - (size - 1) / 2
-    window = np.exp(-(places[:, None] ** 2 + places[None] ** 2) / (2 * 1.5**2))
+    offsets = np.arange(size) - (size - 1) / 2
+    window = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / (2 * 1.5**2))
     window /= window.sum()
-    found = []
+    values = []
     for top, left in itertools.product(range(len(x) - size + 1), repeat=2):
         a, b = (image[top : top + size, left : left + size] for image in (x, y))
         mean_a, mean_b = (window * a).sum(), (window * b).sum()
         var_a, var_b = (window * (a - mean_a) ** 2).sum(), (window * (b - mean_b) ** 2).sum()
         covariance = (window * (a - mean_a) * (b - mean_b)).sum()
-        found.append(
+        values.append(
             (2 * mean_a * mean_b + 1e-4) * (2 * covariance + 9e-4)
             / ((mean_a**2 + mean_b**2 + 1e-4) * (var_a + var_b + 9e-4))
         )  # fmt: skip
-    return float(np.mean(found))
+    return float(np.mean(values))
 
 
 @pytest.mark.parametrize("side", [8, 16])
@@ -152,7 +152,7 @@ def test_a_sum_weighs_its_terms() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "mse +", "hinge", "mse + mse", "-1 mse", "0 mse", "mse 2"])
-def test_what_is_no_sum_of_known_terms_is_refused(text: str) -> None:
+def test_what_is_no_sum_of_terms_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="must be a sum of mse, l1, pairwise, pyramid, ssim, perceptual"):
         loss_terms(text)
 
@@ -181,7 +181,7 @@ class Bare(nn.Module):
 @pytest.fixture
 def my_features(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("my_features")
-    module.edges, module.bare, module.none = Edges, Bare, lambda: None  # type: ignore[attr-defined]
+    vars(module).update(edges=Edges, bare=Bare, none=lambda: None)
     monkeypatch.setitem(sys.modules, "my_features", module)
 
 
@@ -228,7 +228,7 @@ def vgg16_of(weights: object, layers: nn.Sequential | Exception) -> types.Module
         return types.SimpleNamespace(features=layers, weights=weights)
 
     models = types.ModuleType("torchvision.models")
-    models.vgg16, models.VGG16_Weights = vgg16, types.SimpleNamespace(IMAGENET1K_V1=weights)  # type: ignore[attr-defined]
+    vars(models).update(vgg16=vgg16, VGG16_Weights=types.SimpleNamespace(IMAGENET1K_V1=weights))
     return models
 
 
@@ -278,5 +278,5 @@ def test_pixels_survive_the_way_to_the_decoders_range_and_back() -> None:
     images = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1)
     target = to_target(images, torch.float32)
     assert target.shape == (1, 1, 16, 16)
-    assert (target.min(), target.max()) == (-1, 1)
+    assert (target.min().item(), target.max().item()) == (-1, 1)
     assert torch.equal(to_unit(target).mul(255).round().byte().permute(0, 2, 3, 1), images)

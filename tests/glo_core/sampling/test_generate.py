@@ -29,13 +29,13 @@ def test_neighbours_are_those_of_brute_force(blobs: torch.Tensor) -> None:
     source = TensorImages(blobs, ids, code_shards=8)
     queries = blobs[[5, 77]].numpy()
     parts = [nearest(queries, source.select(shards), 4) for shards in ([0, 3, 5], [1, 2], [4, 6, 7])]
-    found = parts[0].merge(parts[1]).merge(parts[2])
+    merged = parts[0].merge(parts[1]).merge(parts[2])
     pixels = blobs.numpy().reshape(150, -1) / 255
     for place, query in enumerate([5, 77]):
         distances = ((pixels - pixels[query]) ** 2).mean(1)
-        assert found.ids[place].tolist() == ids[np.argsort(distances, kind="stable")[:4]].tolist()
-        np.testing.assert_allclose(found.distances[place], np.sort(distances)[:4], atol=1e-6)
-    assert np.array_equal(take_ids(source, found.ids[:, 0]), queries)
+        assert merged.ids[place].tolist() == ids[np.argsort(distances, kind="stable")[:4]].tolist()
+        np.testing.assert_allclose(merged.distances[place], np.sort(distances)[:4], atol=1e-6)
+    assert np.array_equal(take_ids(source, merged.ids[:, 0]), queries)
 
 
 def test_interpolation_ends_at_its_ends_and_stays_on_the_sphere() -> None:

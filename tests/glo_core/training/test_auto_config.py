@@ -22,7 +22,7 @@ def test_batch_and_dimension_follow_the_data(images: int, resolution: int, batch
     assert (config.batch_size, config.code.dim) == (batch_size, dim)
 
 
-def test_what_was_said_is_kept() -> None:
+def test_a_setting_of_the_config_wins_over_the_rule() -> None:
     decoder = glo.DecoderConfig(filters=(8, 4, 2))
     config = glo.TrainConfig(batch_size=24, seed=3, code=glo.CodeConfig(dim=7, init="random"), decoder=decoder)
     resolved = resolve_defaults(config, 60_000, 32)

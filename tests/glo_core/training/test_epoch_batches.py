@@ -14,6 +14,7 @@ import glo_core as glo
 from glo_core.common.arrays import Int64Array
 from glo_core.data.lanes import lanes_of_rank, num_lanes
 from glo_core.training import epoch_batches
+from glo_core.training.auto_config import resolve_defaults
 from glo_core.training.epoch_batches import EpochBatches
 from glo_core.training.learner import Batch
 
@@ -68,7 +69,8 @@ class Case(NamedTuple):
 
     def rank(self, rank: int, world_size: int) -> EpochBatches:
         config = glo.TrainConfig(batch_size=self.batch_size, window=self.window, seed=5)
-        return EpochBatches(config, self.images(), OneOfRanks(rank, world_size, self.lane_sizes), self.cache)
+        resolved = resolve_defaults(config, num_images=len(self.ids), resolution=8)
+        return EpochBatches(resolved, self.images(), OneOfRanks(rank, world_size, self.lane_sizes), self.cache)
 
 
 @st.composite
@@ -137,7 +139,7 @@ def test_every_world_size_sees_the_global_batches_of_one_rank(case: Case, assign
         alone = {epoch: global_steps(case, 1, epoch, 0) for epoch in (case.epoch, case.epoch + 1)}
         for steps in alone.values():
             assert all(len(ids) == case.batch_size for ids, _ in steps)
-            seen = [i for ids, valid in steps for i, real in zip(ids, valid, strict=True) if real]
+            seen = [i for ids, mask in steps for i, valid in zip(ids, mask, strict=True) if valid]
             assert sorted(seen) == case.ids.tolist()  # Each image once an epoch.
         middle = case.first % len(alone[case.epoch])
         for world_size in range(1, case.lanes + 1):

@@ -1,11 +1,11 @@
 """One step with padding: whose gradient is divided by what, and what padding may touch, which is nothing."""
 
 import copy
-import dataclasses
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 import glo_core as glo
-from glo_core.data.epoch_order import LaneEpoch
+from glo_core.data.epoch_order import LaneEpoch, LaneOrder
 from glo_core.decoder.batch_norm import MaskedBatchNorm
+from glo_core.decoder.transposed import TransposedDecoder
 from glo_core.losses.pixel import mse
 from glo_core.losses.pixel_ranges import to_target
+from glo_core.training.auto_config import resolve_defaults
 from glo_core.training.epoch_batches import EpochBatches
 from glo_core.training.learner import Batch, Learner
 from glo_core.training.schedule import Rates
@@ -27,20 +29,18 @@ ROWS = np.array([7, 2, 9, 9, 4, 0, 4, 7])
 VALID = np.array([1, 1, 1, 0, 1, 1, 0, 0], bool)
 """Five images of a batch of eight; padding repeats three of their rows"""
 KINDS = step_ranks.KINDS
+Projection = Literal["sphere", "ball"]
 
 
-def make_learner(kind: str, batch_size: int, projection: str = "sphere") -> Learner:
+def make_learner(kind: str, batch_size: int, projection: Projection = "sphere") -> Learner:
     """A learner of 10 images in float64 whose codes move by minus their gradient."""
     code = glo.CodeConfig(dim=4, optimizer="sgd", learning_rate=1.0, projection=projection)
-    config = dataclasses.replace(
-        glo.TrainConfig(precision="float64"),
-        batch_size=batch_size,
-        code=code,
-        decoder=glo.DecoderConfig(kind=kind, filters=(16, 8)),
-    )
+    decoder = glo.DecoderConfig(kind=kind, filters=(16, 8))
+    recipe = glo.TrainConfig(precision="float64", batch_size=batch_size, code=code, decoder=decoder)
+    config = resolve_defaults(recipe, num_images=10, resolution=16)
     random = torch.Generator().manual_seed(0)
     raw = 0.25 * torch.randn(10, 4, dtype=torch.float64, generator=random)
-    learner = Learner(config, images(), glo.CodeTable(code, np.arange(10), raw), glo.SingleProcess())
+    learner = Learner(config, images(), glo.CodeTable(config.code, np.arange(10), raw), glo.SingleProcess())
     if kind == "residual":  # A block starts as its skip, which would leave weights without a gradient.
         for parameter in learner.decoder.parameters():
             parameter.data += 0.05 * torch.randn(parameter.shape, dtype=torch.float64, generator=random)
@@ -58,17 +58,22 @@ def batch_of(rows: np.ndarray, valid: np.ndarray) -> Batch:
 
 def take_step(learner: Learner, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
     """Gradients of the codes of all rows and of the decoder's parameters, and the sums that the step returns."""
-    before = learner.table.raw.clone()
+    before = learner.table.resident.raw.clone()
     sums = learner.step(batch, Rates(decoder=1.0, codes=1.0))
-    return before - learner.table.raw, [parameter.grad.clone() for parameter in learner.decoder.parameters()], sums
+    return (
+        before - learner.table.resident.raw,
+        [parameter.grad.clone() for parameter in learner.decoder.parameters()],
+        sums,
+    )
 
 
 def with_pytorch_norms(decoder: nn.Module) -> nn.Module:
     """A copy of `decoder` whose batch norms are PyTorch's, in training mode."""
     plain = copy.deepcopy(decoder)
-    for place, norm in enumerate(getattr(plain, "norms", [])):
+    norms = plain.norms if isinstance(plain, TransposedDecoder) else nn.ModuleList()
+    for place, norm in enumerate(norms):
         assert isinstance(norm, MaskedBatchNorm)
-        plain.norms[place] = nn.BatchNorm2d(len(norm.weight), norm.eps).double()
+        norms[place] = nn.BatchNorm2d(len(norm.weight), norm.eps).double()
     return plain.train()
 
 
@@ -76,7 +81,7 @@ def losses_of_valid(learner: Learner, raw: torch.Tensor, decoder: nn.Module) -> 
     """l_i of the valid images, `[5]`; their batch statistics are those of these images alone."""
     rows = torch.from_numpy(ROWS[VALID])
     target = to_target(images().take(ROWS[VALID]), torch.float64)
-    return mse(decoder(learner.table.project(raw[rows])), target)
+    return mse(decoder(learner.table.resident.project(raw[rows])), target)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -84,7 +89,7 @@ def test_the_decoder_follows_the_sum_of_valid_losses_over_the_nominal_batch(kind
     learner = make_learner(kind, batch_size=8)
     plain = with_pytorch_norms(learner.decoder)
     parameters = list(plain.parameters())
-    losses = losses_of_valid(learner, learner.table.raw.clone(), plain)
+    losses = losses_of_valid(learner, learner.table.resident.raw.clone(), plain)
     # One backward pass for each image: nothing is averaged on the way.
     of_images = [torch.autograd.grad(loss, parameters, retain_graph=True) for loss in losses]
     expected = [sum(of_parameter) / 8 for of_parameter in zip(*of_images, strict=True)]
@@ -97,14 +102,14 @@ def test_the_decoder_follows_the_sum_of_valid_losses_over_the_nominal_batch(kind
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("projection", ["sphere", "ball"])
-def test_a_code_follows_the_sum_of_valid_losses_undivided(kind: str, projection: str) -> None:
+def test_a_code_follows_the_sum_of_valid_losses_undivided(kind: str, projection: Projection) -> None:
     learner = make_learner(kind, batch_size=8, projection=projection)
-    raw = learner.table.raw.clone().requires_grad_()
+    raw = learner.table.resident.raw.clone().requires_grad_()
     losses_of_valid(learner, raw, with_pytorch_norms(learner.decoder)).sum().backward()
+    assert raw.grad is not None
     if projection == "ball":  # No code leaves the ball, to be pulled back.
         assert (raw - raw.grad).norm(dim=1).max() < 1
     codes, _, _ = take_step(learner, batch_of(ROWS, VALID))
-    assert raw.grad is not None
     torch.testing.assert_close(codes, raw.grad, rtol=1e-9, atol=1e-13)
     rows = ROWS[VALID]
     assert codes[rows].abs().amax(1).min() > 1e-6
@@ -169,7 +174,7 @@ def test_what_stands_in_padding_changes_no_bit_of_a_step(kind: str, change: str)
             assert (rows != ROWS).sum() >= 2
             batch = batch_of(rows, VALID)
         sums = [take_step(learner, batch)[-1] for _ in range(3)]
-        return [*sums, *learner.table.columns().values(), *learner.decoder.state_dict().values()]
+        return [*sums, *learner.table.resident.columns().values(), *learner.decoder.state_dict().values()]
 
     for undisturbed, changed in zip(steps("none"), steps(change), strict=True):
         assert torch.equal(undisturbed, changed)
@@ -191,12 +196,12 @@ def test_what_stands_in_padding_changes_no_bit_of_a_training(
     changes = []
     original_batches, original_steps = EpochBatches.batches, EpochBatches.steps_from
 
-    def batches(self: EpochBatches, orders: Sequence, first: int) -> Iterator[Batch]:
+    def batches(self: EpochBatches, orders: Sequence[LaneOrder], first: int) -> Iterator[Batch]:
         for batch in original_batches(self, orders, first):
             yield other_pixels(batch)
             changes.append(int((~batch.valid).sum()))
 
-    def steps_from(self: EpochBatches, orders: Sequence, first: int) -> Iterator[LaneEpoch]:
+    def steps_from(self: EpochBatches, orders: Sequence[LaneOrder], first: int) -> Iterator[LaneEpoch]:
         for step in original_steps(self, orders, first):
             yield LaneEpoch(other_rows(step.rows, step.valid, 150), step.valid)
             changes.append(int((~step.valid).sum()))

@@ -17,12 +17,11 @@ from glo_core.codes.windowed_table import WindowedTable
 from glo_core.data.image_cache import ResidentImages, place_images
 from glo_core.losses.pixel_ranges import to_target, to_unit
 from glo_core.sampling.image_grid import GAP
-from glo_core.training import checkpoint_policy as keeper
-from glo_core.training import init_codes, previews
+from glo_core.training import checkpoint_policy, init_codes, previews
 from glo_core.training.epoch_batches import EpochBatches, too_many_workers
 from glo_core.training.growth import Growth
 from tests.golden import losses
-from tests.helpers.tiny_training import CONFIG, Impatient, same
+from tests.helpers.tiny_training import CONFIG, RESOLVED, Impatient, same
 
 
 def test_a_notebook_user_trains_on_a_tensor(blobs: torch.Tensor) -> None:
@@ -39,14 +38,14 @@ def test_every_report_counts_images_and_each_image_once_an_epoch(blobs: torch.Te
     )
     assert trained.position.images_seen == 450
     assert trained.position.epoch == 3
-    assert trained.table.num_updates.tolist() == [3] * 150
+    assert trained.table.resident.num_updates.tolist() == [3] * 150
     assert reports[-1] == 450
     assert len(reports) == 5
 
 
 @pytest.mark.parametrize(("init", "projection"), [("pca", "sphere"), ("random", "ball")])
 def test_stopped_and_resumed_is_bitwise_undisturbed(
-    blobs: torch.Tensor, tmp_path: Path, init: str, projection: str
+    blobs: torch.Tensor, tmp_path: Path, init: Literal["pca", "random"], projection: Literal["sphere", "ball"]
 ) -> None:
     code = glo.CodeConfig(dim=4, init=init, projection=projection)
     config = glo.TrainConfig(batch_size=32, code=code, decoder=CONFIG.decoder)
@@ -138,12 +137,12 @@ def test_a_longer_target_is_a_new_phase_that_goes_on(blobs: torch.Tensor, tmp_pa
     assert [path.name for path in committed_checkpoints(tmp_path)] == ["600", "1200"]
 
 
-def test_rows_that_arrive_later_start_from_the_kept_basis(blobs: torch.Tensor, tmp_path: Path) -> None:
+def test_rows_that_arrive_later_start_from_the_saved_basis(blobs: torch.Tensor, tmp_path: Path) -> None:
     first = glo.train_phase(CONFIG, glo.TensorImages(blobs[:100]), glo.Phase(target=400), run=tmp_path)
     grown = glo.TensorImages(blobs)
     second = glo.train_phase(CONFIG, grown, glo.Phase(number=1, start=400, target=401), run=tmp_path)
-    updates = dict(zip(grown.ids.tolist(), second.table.num_updates.tolist(), strict=True))
-    assert min(updates[i] for i in range(100)) >= int(first.table.num_updates.min())
+    updates = dict(zip(grown.ids.tolist(), second.table.resident.num_updates.tolist(), strict=True))
+    assert min(updates[i] for i in range(100)) >= int(first.table.resident.num_updates.min())
     assert max(updates[i] for i in range(100, 150)) <= 1
     torch.testing.assert_close(second.table.codes().norm(dim=1), torch.ones(150))
 
@@ -154,10 +153,15 @@ def test_rows_that_arrive_later_start_from_the_kept_basis(blobs: torch.Tensor, t
     [("pca", None, 32), ("random", None, 32), ("pca", 3, 32), ("pca", 5, 10)],
 )
 def test_new_rows_start_where_the_decoder_shows_them(
-    blobs: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, init: str, window: int | None, batch_size: int
+    blobs: torch.Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    init: Literal["pca", "random"],
+    window: int | None,
+    batch_size: int,
 ) -> None:
     code = dataclasses.replace(CONFIG.code, init=init)
-    rate = CONFIG.learning_rate * batch_size / CONFIG.batch_size
+    rate = CONFIG.learning_rate * batch_size / RESOLVED.batch_size
     config = dataclasses.replace(CONFIG, window=window, batch_size=batch_size, learning_rate=rate, code=code)
     first = glo.train_phase(config, glo.TensorImages(blobs[:100]), glo.Phase(target=6000), run=tmp_path / "0")
     before = dict(zip(first.table.ids.tolist(), first.table.codes(), strict=True))
@@ -167,8 +171,9 @@ def test_new_rows_start_where_the_decoder_shows_them(
         shutil.copytree(tmp_path / "0", tmp_path / run)
         after = glo.train_phase(config, grown, glo.Phase(number=1, start=6000, target=6001), run=tmp_path / run)
         codes = after.table.codes()
-        kept = [row for row, i in enumerate(after.table.ids.tolist()) if i < 100 and torch.equal(codes[row], before[i])]
-        assert len(kept) >= 100 - CONFIG.batch_size  # Only rows of the one batch have moved.
+        pairs = [(code, before[i]) for code, i in zip(codes, after.table.ids.tolist(), strict=True) if i in before]
+        unmoved = [earlier for code, earlier in pairs if torch.equal(code, earlier)]
+        assert len(unmoved) >= 100 - RESOLVED.batch_size  # Only rows of the one batch have moved.
         with torch.no_grad():
             error = to_unit(after.decoder(codes)) - to_unit(to_target(blobs[after.table.ids], torch.float32))
         squared = error.square().flatten(1).mean(1)
@@ -237,7 +242,7 @@ class Leaving(glo.SingleProcess):
 def test_a_machine_about_to_go_is_saved_once_and_training_goes_on(
     blobs: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeper, "PREEMPTION_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint_policy, "PREEMPTION_SECONDS", 0.0)
     runtime = Leaving()
     trained = glo.train_phase(CONFIG, glo.TensorImages(blobs), glo.Phase(target=900), run=tmp_path, runtime=runtime)
     assert trained.finished
@@ -253,8 +258,8 @@ def test_a_warm_start_has_the_decoder_of_the_other_run_and_nothing_else(blobs: t
         CONFIG, learning_rate=0.0, code=dataclasses.replace(CONFIG.code, learning_rate=0.0), ema_half_life=None
     )
     started = glo.train_phase(still, images, glo.Phase(target=32), warm_start=warm)
-    for mine, theirs in zip(started.decoder.parameters(), other.decoder.parameters(), strict=True):
-        assert torch.equal(mine, theirs)
+    for parameter, reference in zip(started.decoder.parameters(), other.decoder.parameters(), strict=True):
+        assert torch.equal(parameter, reference)
     cold = glo.train_phase(still, images, glo.Phase(target=32))
     assert torch.equal(started.table.codes(), cold.table.codes())
     # Better than a fresh decoder at once, and a run with a checkpoint of its own does not look there again.
@@ -269,13 +274,13 @@ def test_a_handful_of_images_trains_though_lanes_are_empty() -> None:
     images = torch.randint(0, 256, (5, 8, 8, 3), dtype=torch.uint8)
     config = glo.TrainConfig(batch_size=32, code=glo.CodeConfig(dim=2), decoder=glo.DecoderConfig(filters=(8,)))
     trained = glo.train_phase(config, glo.TensorImages(images), glo.Phase(target=50))
-    assert trained.table.num_updates.tolist() == [10] * 5
+    assert trained.table.resident.num_updates.tolist() == [10] * 5
 
 
 def test_no_image_and_too_many_workers_are_one_line() -> None:
     none = glo.TensorImages(torch.zeros(0, 8, 8, 1, dtype=torch.uint8))
     with pytest.raises(glo.UserError, match="no training image"):
-        EpochBatches(CONFIG, none, glo.SingleProcess())
+        EpochBatches(RESOLVED, none, glo.SingleProcess())
     assert too_many_workers(33, 32, 128) == (
         "`workers` (=33) is more than the 32 lanes of `code_shards` (=32) and `batch_size` (=128); "
         "use at most 32 workers"

@@ -25,7 +25,7 @@ STILL = dataclasses.replace(CONFIG, code=dataclasses.replace(CONFIG.code, learni
 
 
 @pytest.fixture(scope="module")
-def made(session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original(session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of 30 images on 4 code shards, three of them held out or more."""
     place = tmp_path_factory.mktemp("removal")
     write_images(place / "images", 30, seed=2, side=SIDE)
@@ -42,8 +42,8 @@ def made(session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def dataset(made: Path, tmp_path: Path) -> Path:
-    shutil.copytree(made / "dataset", tmp_path / "dataset")
+def dataset(original: Path, tmp_path: Path) -> Path:
+    shutil.copytree(original / "dataset", tmp_path / "dataset")
     return tmp_path / "dataset"
 
 
@@ -73,7 +73,7 @@ def test_the_next_checkpoint_has_no_code_of_a_removed_image_and_all_others(datas
     assert after == {i: before[i] for i in after}
 
 
-def test_a_reader_of_an_older_snapshot_skips_them_too(dataset: Path, made: Path) -> None:
+def test_a_reader_of_an_older_snapshot_skips_them_too(dataset: Path, original: Path) -> None:
     whole = glo.Dataset.open(dataset)
     train, held_out = whole.images(), whole.held_out()
     assert min(len(train.ids), len(held_out.ids)) >= 3

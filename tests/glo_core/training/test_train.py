@@ -15,13 +15,18 @@ from torch import nn
 import glo_core as glo
 from glo_core.checkpoint.layout import committed_checkpoints
 from glo_core.decoder.batch_norm import MaskedBatchNorm
+from glo_core.losses.weighted_sum import Loss
 from tests.helpers.tiny_training import CONFIG
 
 SMALL = dataclasses.replace(CONFIG, batch_size=32)
 
 
-def psnr(made: np.ndarray, images: np.ndarray) -> float:
-    return float(-10 * np.log10(np.square(made / 255.0 - images / 255.0).mean()))
+def absolute_error(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return (prediction - target).abs().mean(dim=(1, 2, 3))
+
+
+def psnr(reconstructions: np.ndarray, images: np.ndarray) -> float:
+    return float(-10 * np.log10(np.square(reconstructions / 255.0 - images / 255.0).mean()))
 
 
 @pytest.mark.parametrize("form", ["tensor", "array", "grey array", "source"])
@@ -90,7 +95,8 @@ def test_the_same_call_resumes_and_then_returns_at_once(blobs: torch.Tensor, tmp
     assert again.position == resumed.position
     assert np.array_equal(again.model.codes(), resumed.model.codes())
     assert np.array_equal(
-        again.table.num_updates, resumed.table.num_updates[np.argsort(resumed.table.ids)][again.table.ids]
+        again.table.resident.num_updates,
+        resumed.table.resident.num_updates[np.argsort(resumed.table.ids)][again.table.ids],
     )
     assert psnr(again.model.reconstruct(), blobs.numpy()) == pytest.approx(again.metrics["psnr"], abs=0.1)
 
@@ -119,23 +125,24 @@ def test_a_larger_number_trains_on_and_so_do_images_behind_the_others(blobs: tor
 
 
 @pytest.mark.parametrize(
-    ("changes", "line"),
+    ("config", "loss", "images_seen", "line"),
     [
         (
-            {"config": dataclasses.replace(SMALL, learning_rate=1e-3)},
+            dataclasses.replace(SMALL, learning_rate=1e-3),
+            None,
+            100,
             r"another recipe \(learning_rate: 0.005 -> 0.001\)",
         ),
-        ({"loss": lambda prediction, target: (prediction - target).abs().mean((1, 2, 3))}, r"another recipe \(objects"),
-        ({"images_seen": 0.5}, r"`images_seen` \(=0.5\) must be a whole number from 1 on"),
+        (SMALL, absolute_error, 100, r"another recipe \(objects"),
+        (SMALL, None, 0.5, r"`images_seen` \(=0.5\) must be a whole number from 1 on"),
     ],
 )
 def test_a_run_of_another_recipe_is_one_line(
-    blobs: torch.Tensor, tmp_path: Path, changes: dict[str, object], line: str
+    blobs: torch.Tensor, tmp_path: Path, config: glo.TrainConfig, loss: Loss | None, images_seen: float, line: str
 ) -> None:
-    arguments = {"config": SMALL, "images_seen": 100, "run": tmp_path, "progress": False}
-    glo.train(blobs, **arguments)
+    glo.train(blobs, config=SMALL, images_seen=100, run=tmp_path, progress=False)
     with pytest.raises(glo.UserError, match=line) as caught:
-        glo.train(blobs, **{**arguments, **changes})
+        glo.train(blobs, config=config, loss=loss, images_seen=images_seen, run=tmp_path, progress=False)
     assert "\n" not in str(caught.value)
 
 
@@ -191,14 +198,17 @@ def test_a_module_trains_as_the_decoder_and_only_itself_opens_its_run(blobs: tor
     torch.manual_seed(0)
     module = Own()
     weights = {name: value.clone() for name, value in module.state_dict().items()}
-    arguments = {"config": CODES, "images_seen": 2000, "run": tmp_path, "progress": False}
-    result = glo.train(blobs, decoder=module, **arguments)
+
+    def train(decoder: nn.Module | None, images_seen: int = 2000) -> glo.TrainResult:
+        return glo.train(blobs, config=CODES, decoder=decoder, images_seen=images_seen, run=tmp_path, progress=False)
+
+    result = train(module)
     assert isinstance(result.decoder.norm, MaskedBatchNorm)
     assert isinstance(module.norm, nn.BatchNorm1d)
     assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
     assert result.metrics["psnr"] > 15
     assert json.loads((committed_checkpoints(tmp_path)[-1] / "decoder.json").read_text())["config"]["kind"] == "module"
-    again = glo.train(blobs, decoder=module, **arguments)
+    again = train(module)
     model = glo.load(tmp_path, decoder=Own())
     for other in (again.model, model):
         assert np.array_equal(other.reconstruct(), result.model.reconstruct())
@@ -208,9 +218,9 @@ def test_a_module_trains_as_the_decoder_and_only_itself_opens_its_run(blobs: tor
         glo.load(tmp_path, decoder=Own(hidden=8))
     assert "\n" not in str(caught.value)
     with pytest.raises(glo.UserError, match="the decoder has other weights"):
-        glo.train(blobs, decoder=Own(hidden=8), **{**arguments, "images_seen": 4000})
+        train(Own(hidden=8), images_seen=4000)
     with pytest.raises(glo.CheckpointError, match=r"another recipe \(.*decoder.kind: module -> dcgan"):
-        glo.train(blobs, **arguments)
+        train(None)
 
 
 @pytest.mark.parametrize(
@@ -234,10 +244,7 @@ def test_a_module_that_does_not_fit_is_one_line(
 
 
 def test_a_loss_of_the_users_is_what_is_trained(blobs: torch.Tensor) -> None:
-    def absolute(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return (prediction - target).abs().mean(dim=(1, 2, 3))
-
-    own = glo.train(blobs, config=SMALL, loss=absolute, images_seen=300, progress=False)
+    own = glo.train(blobs, config=SMALL, loss=absolute_error, images_seen=300, progress=False)
     named = glo.train(blobs, config=dataclasses.replace(SMALL, loss="l1"), images_seen=300, progress=False)
     assert np.array_equal(own.model.codes(), named.model.codes())
     with pytest.raises(
@@ -250,7 +257,7 @@ def test_a_class_is_imported_only_if_the_command_names_it(
     blobs: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = types.ModuleType("own_decoders")
-    module.Own = lambda code_dim, resolution, channels: Own(dim=code_dim)  # type: ignore[attr-defined]
+    vars(module).update(Own=lambda code_dim, resolution, channels: Own(dim=code_dim))
     monkeypatch.setitem(sys.modules, "own_decoders", module)
     config = dataclasses.replace(CODES, decoder=glo.DecoderConfig(kind="own_decoders:Own"))
     result = glo.train(blobs, config=config, images_seen=100, run=tmp_path, progress=False)

@@ -42,7 +42,7 @@ def test_another_recipe_is_refused_by_the_keys_that_differ(tmp_path: Path) -> No
     opened(tmp_path, RECIPE)
 
 
-def test_a_finished_stage_is_known_by_what_it_has_made(tmp_path: Path) -> None:
+def test_a_finished_stage_is_one_whose_outputs_are_there(tmp_path: Path) -> None:
     opened(tmp_path, RECIPE, finish=True)
     again = opened(tmp_path, RECIPE)
     assert again.done == RenderDone(grids=("a", "b"))
@@ -100,7 +100,7 @@ def test_a_file_cut_short_is_one_line(tmp_path: Path) -> None:
         run_id_of(tmp_path)
 
 
-def test_phases_are_kept(tmp_path: Path) -> None:
+def test_phases_are_saved(tmp_path: Path) -> None:
     phases = (PhaseRecord(start=0, target=96, snapshot="ab"), PhaseRecord(start=96, target=200, snapshot="cd"))
     stage = opened(tmp_path, RECIPE)
     stage.record = RunRecord(**{**vars(stage.record), "phases": phases})

@@ -9,7 +9,7 @@ from PIL import Image
 
 from glo_core import UserError
 from glo_core.common.location import Location
-from pipelines.preprocess.autodetect import suggest_format
+from pipelines.preprocess.autodetect import SuggestedFormat, suggest_format
 from pipelines.preprocess.sources import find_sources
 
 
@@ -20,24 +20,24 @@ def write(folder: Path, *sizes: tuple[int, int], mode: str = "RGB") -> Path:
     return folder
 
 
-def look(*places: Path, tight_crop: int = 0) -> tuple[int, int]:
-    return tuple(suggest_format(find_sources([Location(place) for place in places], {}), tight_crop))  # type: ignore[return-value]
+def suggested(*places: Path, tight_crop: int = 0) -> SuggestedFormat:
+    return suggest_format(find_sources([Location(place) for place in places], {}), tight_crop)
 
 
 @pytest.mark.parametrize(("side", "resolution"), [(3, 8), (28, 32), (27, 16), (100, 64), (112, 128), (4000, 128)])
 def test_the_largest_power_of_two_that_nearly_fits_the_shorter_side(tmp_path: Path, side: int, resolution: int) -> None:
-    assert look(write(tmp_path / "a", (side, side + 9))) == (resolution, 3)
+    assert suggested(write(tmp_path / "a", (side, side + 9))) == (resolution, 3)
 
 
 def test_half_of_the_images_decide_and_one_in_colour_makes_all_colour(tmp_path: Path) -> None:
     grey = write(tmp_path / "a", (32, 32), (32, 32), (200, 200), mode="L")
     (grey / "notes.txt").write_text("no image")
-    assert look(grey) == (32, 1)
-    assert look(grey, write(tmp_path / "b", (32, 32))) == (32, 3)
+    assert suggested(grey) == (32, 1)
+    assert suggested(grey, write(tmp_path / "b", (32, 32))) == (32, 3)
 
 
 def test_what_is_cropped_away_does_not_count(tmp_path: Path) -> None:
-    assert look(write(tmp_path / "a", (178, 218)), tight_crop=70) == (64, 3)
+    assert suggested(write(tmp_path / "a", (178, 218)), tight_crop=70) == (64, 3)
 
 
 def test_members_of_a_tar_are_looked_at(tmp_path: Path) -> None:
@@ -47,14 +47,14 @@ def test_members_of_a_tar_are_looked_at(tmp_path: Path) -> None:
         info = tarfile.TarInfo("x.png")
         info.size = len(data.getvalue())
         tar.addfile(info, io.BytesIO(data.getvalue()))
-    assert look(tmp_path / "a.tar") == (16, 1)
+    assert suggested(tmp_path / "a.tar") == (16, 1)
 
 
 def test_where_nothing_is_an_image_decoding_will_say_why(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("no image")
-    assert look(tmp_path) == (128, 3)
+    assert suggested(tmp_path) == (128, 3)
 
 
 def test_a_source_without_a_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no file, where image files were expected"):
-        look(tmp_path)
+        suggested(tmp_path)

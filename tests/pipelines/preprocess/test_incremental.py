@@ -19,7 +19,7 @@ from pipelines.inspect_dataset import inspect_dataset
 from pipelines.preprocess import file_index
 from pipelines.preprocess.config import PreprocessJob
 from pipelines.preprocess.job import preprocess
-from tests.helpers.ingest import ingest
+from tests.helpers.preprocess_small import preprocess_small
 from tests.helpers.write_images import write_images
 
 CONFIG = {"resolution": 16, "channels": 1, "code_shards": 4}
@@ -31,7 +31,7 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def live(dataset: Path) -> set[int]:
+def training_ids(dataset: Path) -> set[int]:
     return set(Dataset.open(dataset).images().ids.tolist())
 
 
@@ -44,30 +44,30 @@ def id_of(dataset: Path, path: bytes) -> int:
 @pytest.mark.usefixtures("session")
 def test_moved_and_copied_files_are_no_second_image(photos: Path, tmp_path: Path) -> None:
     dataset = tmp_path / "d"
-    ingest(dataset, photos)
-    before = live(dataset)
+    preprocess_small(dataset, photos)
+    before = training_ids(dataset)
     (photos / "c").mkdir()
     (photos / "a" / "0000.png").rename(photos / "c" / "moved.png")
     shutil.copy(photos / "a" / "0002.png", photos / "c" / "copied.png")
-    summary = ingest(dataset, photos)
+    summary = preprocess_small(dataset, photos)
     assert (summary["files"], summary["train"], summary["duplicate"], summary["vanished"]) == (2, 0, 2, 1)
-    assert live(dataset) == before
-    # Known bytes are not decoded again, and take no room in a block.
+    assert training_ids(dataset) == before
+    # Bytes that the dataset has are not decoded again, and take no room in a block.
     assert pq.read_table(dataset / "manifest" / "000002-00000.parquet")["width"].null_count == 2
 
 
 @pytest.mark.usefixtures("session")
 def test_a_folder_that_moved_as_a_whole_is_the_same_source(photos: Path, tmp_path: Path) -> None:
     dataset = tmp_path / "d"
-    ingest(dataset, photos)
+    preprocess_small(dataset, photos)
     (tmp_path / "disk").mkdir()
     photos.rename(tmp_path / "disk" / "photos")
-    assert ingest(dataset, tmp_path / "disk" / "photos") == {}
+    assert preprocess_small(dataset, tmp_path / "disk" / "photos") == {}
     write_images(tmp_path / "disk" / "photos" / "more", 2, seed=4)
-    assert ingest(dataset, tmp_path / "disk" / "photos")["train"] == 2
+    assert preprocess_small(dataset, tmp_path / "disk" / "photos")["train"] == 2
     # Another folder of the same name, while the first is there, is another source.
     write_images(tmp_path / "photos", 2, seed=5)
-    assert ingest(dataset, tmp_path / "photos")["train"] == 2
+    assert preprocess_small(dataset, tmp_path / "photos")["train"] == 2
     assert set(Dataset.open(dataset).snapshots[-1].sources) == {"photos", "photos-2"}
 
 
@@ -76,12 +76,12 @@ def test_a_touched_file_is_hashed_once_and_is_nothing_new(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = tmp_path / "d"
-    ingest(dataset, photos)
+    preprocess_small(dataset, photos)
     for path in photos.rglob("*.png"):
         os.utime(path, ns=(1, 1))
-    assert ingest(dataset, photos) == {}
+    assert preprocess_small(dataset, photos) == {}
     monkeypatch.setattr(file_index, "read_file", lambda *_: pytest.fail("a file was read although nothing changed"))
-    assert ingest(dataset, photos) == {}
+    assert preprocess_small(dataset, photos) == {}
 
 
 @pytest.mark.usefixtures("session")
@@ -89,56 +89,56 @@ def test_a_changed_file_is_a_new_image_and_the_old_one_stays_or_goes(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset, changing = tmp_path / "d", photos / "a" / "0000.png"
-    ingest(dataset, photos)
-    old, whole, first = id_of(dataset, b"a/0000.png"), changing.read_bytes(), live(dataset)
+    preprocess_small(dataset, photos)
+    old, whole, first = id_of(dataset, b"a/0000.png"), changing.read_bytes(), training_ids(dataset)
     Image.new("L", (20, 20), 9).save(changing)
     capsys.readouterr()
-    summary = ingest(dataset, photos)
+    summary = preprocess_small(dataset, photos)
     assert (summary["files"], summary["changed"], summary["train"]) == (1, 1, 1)
     assert "changed 1: new images under new ids (photos/a/0000.png)" in capsys.readouterr().out
     second = id_of(dataset, b"a/0000.png")
-    assert live(dataset) == first | {second}
+    assert training_ids(dataset) == first | {second}
     Image.new("L", (20, 20), 99).save(changing)
-    assert ingest(dataset, photos, on_change="replace")["train"] == 0  # One more, one less.
+    assert preprocess_small(dataset, photos, on_change="replace")["train"] == 0  # One more, one less.
     third = id_of(dataset, b"a/0000.png")
     assert Dataset.open(dataset).snapshots[-1].replaced == {second: third}
-    assert live(dataset) == first | {third}
+    assert training_ids(dataset) == first | {third}
     assert len(Dataset.open(dataset).images().ids) == Dataset.open(dataset).num_train
     # The bytes that were replaced may come back as a new image; those that stayed are a duplicate.
     (photos / "a" / "again.png").write_bytes(whole)
-    assert ingest(dataset, photos)["duplicate"] == 1
-    assert old in live(dataset)
+    assert preprocess_small(dataset, photos)["duplicate"] == 1
+    assert old in training_ids(dataset)
     Image.new("L", (20, 20), 9).save(changing)
-    assert ingest(dataset, photos, on_change="replace")["train"] == 0
-    assert live(dataset) == first | {id_of(dataset, b"a/0000.png")}
+    assert preprocess_small(dataset, photos, on_change="replace")["train"] == 0
+    assert training_ids(dataset) == first | {id_of(dataset, b"a/0000.png")}
     inspect_dataset(InspectJob(dataset=Location(dataset), verify=True))
 
 
 @pytest.mark.usefixtures("session")
 def test_replacing_never_loses_bytes_that_a_file_still_has(photos: Path, tmp_path: Path) -> None:
     dataset, one, other = tmp_path / "d", photos / "a" / "0000.png", photos / "b" / "0001.png"
-    ingest(dataset, photos)
-    before = live(dataset)
+    preprocess_small(dataset, photos)
+    before = training_ids(dataset)
     first, second = one.read_bytes(), other.read_bytes()
     one.write_bytes(second)
     other.write_bytes(first)
-    summary = ingest(dataset, photos, on_change="replace")
+    summary = preprocess_small(dataset, photos, on_change="replace")
     assert (summary["changed"], summary["duplicate"], summary["train"]) == (2, 2, 0)
-    assert live(dataset) == before
+    assert training_ids(dataset) == before
     # A copy holds the bytes of the image that changes.
     shutil.copy(photos / "a" / "0002.png", photos / "copy.png")
-    ingest(dataset, photos)
+    preprocess_small(dataset, photos)
     Image.new("L", (20, 20), 77).save(photos / "a" / "0002.png")
-    assert ingest(dataset, photos, on_change="replace")["train"] == 1
-    assert before < live(dataset)
+    assert preprocess_small(dataset, photos, on_change="replace")["train"] == 1
+    assert before < training_ids(dataset)
     # Between two whole states a file may be broken for a while.
     changing, old = photos / "b" / "0003.png", id_of(dataset, b"b/0003.png")
     changing.write_bytes(changing.read_bytes()[:60])
-    ingest(dataset, photos, on_change="replace")
-    assert old in live(dataset)
+    preprocess_small(dataset, photos, on_change="replace")
+    assert old in training_ids(dataset)
     Image.new("L", (20, 20), 33).save(changing)
-    ingest(dataset, photos, on_change="replace")
-    assert old not in live(dataset) and id_of(dataset, b"b/0003.png") in live(dataset)
+    preprocess_small(dataset, photos, on_change="replace")
+    assert old not in training_ids(dataset) and id_of(dataset, b"b/0003.png") in training_ids(dataset)
 
 
 @pytest.mark.usefixtures("session")
@@ -148,21 +148,21 @@ def test_nothing_is_lost_by_a_mistake_between_two_runs(photos: Path, tmp_path: P
     shard = photos / "s.tar"
     with tarfile.open(shard, "w") as archive:
         archive.add(photos / "a" / "0000.png", "x.png")
-    ingest(dataset, photos)
+    preprocess_small(dataset, photos)
     Image.new("L", (20, 20), 44).save(tmp_path / "new.png")
     with tarfile.open(shard, "a") as archive:
         archive.add(tmp_path / "new.png", "new.png")
     with pytest.raises(UserError, match="holds no file"):
-        ingest(dataset, photos, empty)
-    assert ingest(dataset, photos)["train"] == 1
+        preprocess_small(dataset, photos, empty)
+    assert preprocess_small(dataset, photos)["train"] == 1
     # A removal waits for an interrupted run.
     Image.new("L", (20, 20), 55).save(photos / "later.png")
-    ingest(dataset, photos)
+    preprocess_small(dataset, photos)
     for name in ("snapshots/000003.json", "manifest/000003-00000.parquet", "blocks/000003-00000.arrow"):
         (dataset / name).unlink()
     with pytest.raises(UserError, match="an interrupted run is not finished"):
-        ingest(dataset, remove=("0",))
-    assert ingest(dataset, photos)["train"] == 1
+        preprocess_small(dataset, remove=("0",))
+    assert preprocess_small(dataset, photos)["train"] == 1
 
 
 @pytest.mark.usefixtures("session")
@@ -181,14 +181,14 @@ def test_odd_entries_of_a_folder_cost_nothing(photos: Path, tmp_path: Path) -> N
     whole = shard.read_bytes()
     header = whole.index(b"2.png")
     shard.write_bytes(whole[:header] + b"!" + whole[header + 1 :])  # Its checksum is wrong now.
-    summary = ingest(tmp_path / "d", photos)
+    summary = preprocess_small(tmp_path / "d", photos)
     assert (summary["train"], summary["reasons"]) == (
         24,
         {"missing": 1, "irregular": 1, "broken container": 1},
     ) or summary["reasons"] == {"unreadable": 1, "irregular": 1, "broken container": 1}
-    assert ingest(tmp_path / "d", photos) == {}
-    ingest(tmp_path / "d", remove=("photos/wow!.png",))
-    assert len(live(tmp_path / "d")) == summary["train"] - 1
+    assert preprocess_small(tmp_path / "d", photos) == {}
+    preprocess_small(tmp_path / "d", remove=("photos/wow!.png",))
+    assert len(training_ids(tmp_path / "d")) == summary["train"] - 1
 
 
 @pytest.mark.usefixtures("session")
@@ -196,12 +196,12 @@ def test_a_vanished_file_is_reported_and_stays(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset = tmp_path / "d"
-    ingest(dataset, photos)
-    before = live(dataset)
+    preprocess_small(dataset, photos)
+    before = training_ids(dataset)
     (photos / "b" / "0003.png").unlink()
-    assert ingest(dataset, photos) == {}
+    assert preprocess_small(dataset, photos) == {}
     assert "vanished 1: their images stay (photos/b/0003.png)" in capsys.readouterr().out
-    assert live(dataset) == before
+    assert training_ids(dataset) == before
 
 
 @pytest.mark.usefixtures("session")
@@ -210,14 +210,14 @@ def test_rejected_files_are_tried_again_when_they_changed_or_on_request(photos: 
     whole = (photos / "a" / "0000.png").read_bytes()
     (photos / "cut.png").write_bytes(whole[:90])
     (photos / "link.png").symlink_to(tmp_path / "later.png")
-    assert ingest(dataset, photos)["reasons"] == {"truncated": 1, "missing": 1}
-    assert ingest(dataset, photos) == {}
-    summary = ingest(dataset, photos, retry_rejected=True)
+    assert preprocess_small(dataset, photos)["reasons"] == {"truncated": 1, "missing": 1}
+    assert preprocess_small(dataset, photos) == {}
+    summary = preprocess_small(dataset, photos, retry_rejected=True)
     assert (summary["files"], summary["rejected"]) == (2, 2)
     Image.new("L", (20, 20), 50).save(tmp_path / "later.png")
     Image.new("L", (20, 20), 150).save(photos / "cut.png")
-    assert ingest(dataset, photos)["train"] == 2
-    assert ingest(dataset, photos, retry_rejected=True) == {}
+    assert preprocess_small(dataset, photos)["train"] == 2
+    assert preprocess_small(dataset, photos, retry_rejected=True) == {}
 
 
 @pytest.mark.usefixtures("session")
@@ -225,17 +225,17 @@ def test_images_are_removed_by_id_and_by_path_and_stay_away(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset = tmp_path / "d"
-    ingest(dataset, photos)
-    before, named = live(dataset), id_of(dataset, b"b/0005.png")
+    preprocess_small(dataset, photos)
+    before, named = training_ids(dataset), id_of(dataset, b"b/0005.png")
     other = min(before - {named})
-    ingest(dataset, remove=(str(other), "photos/b/0005.png"))
-    assert live(dataset) == before - {named, other}
+    preprocess_small(dataset, remove=(str(other), "photos/b/0005.png"))
+    assert training_ids(dataset) == before - {named, other}
     assert Dataset.open(dataset).num_train == 18
-    assert ingest(dataset, photos) == {}
+    assert preprocess_small(dataset, photos) == {}
     shutil.copy(photos / "b" / "0005.png", photos / "b" / "copy.png")
-    assert ingest(dataset, photos)["duplicate"] == 1
-    assert live(dataset) == before - {named, other}
-    assert ingest(dataset, remove=(str(other),)) == {}
+    assert preprocess_small(dataset, photos)["duplicate"] == 1
+    assert training_ids(dataset) == before - {named, other}
+    assert preprocess_small(dataset, remove=(str(other),)) == {}
     copied = id_of(dataset, b"b/copy.png")
     for name, why in {
         "photos/b/none.png": "no image of",
@@ -244,7 +244,7 @@ def test_images_are_removed_by_id_and_by_path_and_stay_away(
         "photos/b/copy.png": f"a duplicate of image {named}",
     }.items():
         with pytest.raises(UserError, match=why):
-            ingest(dataset, remove=(name,))
+            preprocess_small(dataset, remove=(name,))
     with pytest.raises(UserError, match="was removed"):
         inspect_dataset(InspectJob(dataset=Location(dataset), export=str(named), output=tmp_path))
     inspect_dataset(InspectJob(dataset=Location(dataset), verify=True))
@@ -254,7 +254,7 @@ def test_images_are_removed_by_id_and_by_path_and_stay_away(
 @pytest.mark.usefixtures("session")
 def test_verify_names_what_is_wrong(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = tmp_path / "d"
-    ingest(dataset, photos)
+    preprocess_small(dataset, photos)
     job = InspectJob(dataset=Location(dataset), verify=True)
     inspect_dataset(job)
     block = dataset / "blocks" / "000001-00000.arrow"

@@ -16,14 +16,14 @@ from PIL import Image
 from glo_core import Dataset, UserError
 from glo_core.common.file_lock import file_lock
 from tests.conftest import Job
-from tests.helpers.ingest import ingest as small_ingest
+from tests.helpers.preprocess_small import preprocess_small
 from tests.helpers.write_images import write_images
 
 CONFIG = {"resolution": 16, "channels": 1, "code_shards": 8, "holdout": 0.2}
 
 
-def ingest(dataset: Path, *folders: Path, **changes: Any) -> dict[str, Any]:
-    return small_ingest(dataset, *folders, **CONFIG | changes)
+def prepare(dataset: Path, *folders: Path, **changes: Any) -> dict[str, Any]:
+    return preprocess_small(dataset, *folders, **CONFIG | changes)
 
 
 def manifest(dataset: Path) -> dict[str, dict[str, Any]]:
@@ -66,7 +66,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.usefixtures("session")
 def test_folders_become_a_dataset_that_grows(folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     dataset = folders["dataset"]
-    summary = ingest(dataset, folders["first"])
+    summary = prepare(dataset, folders["first"])
     assert (summary["files"], summary["unchanged"], summary["duplicate"], summary["rejected"]) == (606, 0, 1, 4)
     shown = capsys.readouterr().out
     assert "606 new: " in shown
@@ -87,16 +87,16 @@ def test_folders_become_a_dataset_that_grows(folders: dict[str, Path], capsys: p
     # Of equal bytes the lowest id wins.
     twins = sorted((rows["first/a/0002.png"], rows["first/b/copy.png"]), key=lambda r: r["image_id"])
     opened = Dataset.open(dataset)
-    kept = {*opened.images().ids.tolist(), *opened.held_out().ids.tolist()}
-    assert twins[0]["image_id"] in kept and twins[1]["image_id"] not in kept
+    ids = {*opened.images().ids.tolist(), *opened.held_out().ids.tolist()}
+    assert twins[0]["image_id"] in ids and twins[1]["image_id"] not in ids
 
     # The same again: nothing.
-    assert ingest(dataset, folders["first"]) == {}
+    assert prepare(dataset, folders["first"]) == {}
     assert "nothing new" in capsys.readouterr().out
 
     # A second folder is appended: the first one's ids and blocks stay.
     digest, before = opened.digest, {name: row["image_id"] for name, row in rows.items()}
-    summary = ingest(dataset, folders["first"], folders["second"])
+    summary = prepare(dataset, folders["first"], folders["second"])
     assert (summary["files"], summary["unchanged"]) == (61, 606)
     rows = manifest(dataset)
     assert {name: rows[name]["image_id"] for name in before} == before
@@ -115,7 +115,7 @@ def test_an_interrupted_run_goes_on_to_the_digest_of_the_same_files_anywhere(
     caplog.set_level(logging.INFO, "glo.preprocess")
     moved, dataset = tmp_path / "elsewhere" / "first", tmp_path / "d"
     shutil.copytree(folders["first"], moved)
-    whole = ingest(dataset, moved)["digest"]
+    whole = prepare(dataset, moved)["digest"]
     assert whole == Dataset.open(folders["dataset"]).snapshots[0].digest
     blocks = {path.name: path.read_bytes() for path in (dataset / "blocks").iterdir()}
     assert len(blocks) > 1
@@ -124,7 +124,7 @@ def test_an_interrupted_run_goes_on_to_the_digest_of_the_same_files_anywhere(
         (dataset / name).unlink()
     with pytest.raises(UserError, match="preprocessing has not finished"):
         Dataset.open(dataset)
-    ingest(dataset, moved)
+    prepare(dataset, moved)
     assert "going on with plan 000001 of 606 files" in caplog.messages
     assert Dataset.open(dataset).digest == whole
     assert {path.name: path.read_bytes() for path in (dataset / "blocks").iterdir()} == blocks
@@ -148,14 +148,14 @@ def test_a_folder_without_an_image_costs_the_others_nothing(folders: dict[str, P
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("a")
     with pytest.raises(UserError, match=r"none of its 1 new files is an image .*the other inputs are in the dataset"):
-        ingest(tmp_path / "d", folders["second"], tmp_path / "texts")
+        prepare(tmp_path / "d", folders["second"], tmp_path / "texts")
     assert Dataset.open(tmp_path / "d").num_train > 40
     # A stray file in a folder that has images is a line of the summary, not an error.
     stray = tmp_path / "stray"
     write_images(stray, 10, seed=7)
-    ingest(tmp_path / "d", stray)
+    prepare(tmp_path / "d", stray)
     (stray / "notes.txt").write_text("a")
-    assert ingest(tmp_path / "d", stray)["rejected"] == 1
+    assert prepare(tmp_path / "d", stray)["rejected"] == 1
 
 
 @pytest.mark.usefixtures("session")
@@ -166,10 +166,10 @@ def test_a_full_disk_is_one_line_and_what_is_finished_stays(folders: dict[str, P
         pytest.skip("mounting a small file system to fill needs root")
     try:
         with pytest.raises(UserError, match=r"(blocks|manifest)/000001-\d+\.\w+: no space left on device; free some"):
-            ingest(small / "d", folders["first"])
+            prepare(small / "d", folders["first"])
         finished = sorted(path.name for path in (small / "d" / "manifest").iterdir())
         subprocess.run(["mount", "-o", "remount,size=50m", small], check=True)
-        assert ingest(small / "d", folders["first"])["files"] == 606
+        assert prepare(small / "d", folders["first"])["files"] == 606
         assert set(finished) <= {path.name for path in (small / "d" / "manifest").iterdir()}
     finally:
         subprocess.run(["umount", small], check=True)
@@ -181,7 +181,7 @@ def test_mistakes_are_one_line_and_touch_nothing(folders: dict[str, Path], tmp_p
 
     def attempt(folder: Path, dataset: Path, **changes: Any) -> str:
         with pytest.raises(UserError) as caught:
-            ingest(dataset, folder, **changes)
+            prepare(dataset, folder, **changes)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 

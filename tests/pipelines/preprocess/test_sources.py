@@ -24,7 +24,7 @@ from glo_core.common.location import Location
 from pipelines.config import InspectJob
 from pipelines.inspect_dataset import inspect_dataset
 from pipelines.preprocess.writer_lock import exclusive_writer
-from tests.helpers.ingest import ingest
+from tests.helpers.preprocess_small import preprocess_small
 from tests.helpers.processes import end, free_port
 from tests.helpers.write_images import write_images
 
@@ -45,9 +45,9 @@ def rows(dataset: Path) -> list[dict[str, Any]]:
 
 
 def images(dataset: Any) -> dict[int, bytes]:
-    held = Dataset.open(dataset).images()
-    pixels = held.take(np.arange(len(held.ids))).numpy()
-    return {int(i): p.tobytes() for i, p in zip(held.ids, pixels, strict=True)}
+    source = Dataset.open(dataset).images()
+    pixels = source.take(np.arange(len(source.ids))).numpy()
+    return {int(i): p.tobytes() for i, p in zip(source.ids, pixels, strict=True)}
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> None:
@@ -68,23 +68,23 @@ def test_tar_shards_give_their_members_with_labels_and_grow_member_by_member(tmp
     whole = (shards / "1.tar").read_bytes()
     (shards / "2.tar").write_bytes(b"no tar at all" * 100)
     write_tar(shards / "3.tar", {"text.txt": b"no image"})
-    summary = ingest(dataset, shards)
+    summary = preprocess_small(dataset, shards)
     assert (summary["found"], summary["files"], summary["train"], summary["duplicate"]) == (4, 11, 7, 1)
     assert summary["reasons"] == {"truncated": 1, "broken container": 1, "no image inside": 1}
     by_name = {(row["path"], row["member"]): row for row in rows(dataset)}
     row = by_name[b"0.tar", b"0004.png"]
     assert (row["label"], row["bytes"]) == ("1", len(png(4)))
     assert images(dataset)[row["image_id"]] == pixels_of(4).tobytes()
-    assert ingest(dataset, shards) == {}
-    # A shard rewritten with one more member: the others are known by their bytes.
+    assert preprocess_small(dataset, shards) == {}
+    # A shard rewritten with one more member: the others are recognized by their bytes.
     write_tar(shards / "1.tar", {"a.png": png(3), "b.png": png(10), "c.png": png(11)})
     assert whole != (shards / "1.tar").read_bytes()
-    summary = ingest(dataset, shards)
+    summary = preprocess_small(dataset, shards)
     assert (summary["files"], summary["train"], summary["changed"], summary["unchanged"]) == (1, 1, 0, 3)
-    assert ingest(dataset, shards) == {}
+    assert preprocess_small(dataset, shards) == {}
     # The id of a member is that of its name, whichever input it came through.
     alone = tmp_path / "alone"
-    assert ingest(alone, shards / "0.tar")["train"] == 6
+    assert preprocess_small(alone, shards / "0.tar")["train"] == 6
     inspect_dataset(InspectJob(dataset=Location(dataset), verify=True))
 
 
@@ -98,14 +98,14 @@ def test_a_table_as_hugging_face_stores_it(tmp_path: Path) -> None:
     )
     pq.write_table(table, tmp_path / "train.parquet", row_group_size=7)
     dataset = tmp_path / "d"
-    summary = ingest(dataset, tmp_path / "train.parquet")
+    summary = preprocess_small(dataset, tmp_path / "train.parquet")
     assert (summary["files"], summary["train"], summary["reasons"]) == (21, 20, {"empty": 1})
     by_member = {row["member"]: row for row in rows(dataset)}
     assert by_member[b"13"]["label"] == "1"
     assert images(dataset)[by_member[b"13"]["image_id"]] == pixels_of(13).tobytes()
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "text.parquet")
     with pytest.raises(UserError, match=r"/text\.parquet\): none of its 1 new files is an image \(1 no image inside\)"):
-        ingest(tmp_path / "other", tmp_path / "text.parquet")
+        preprocess_small(tmp_path / "other", tmp_path / "text.parquet")
 
 
 @pytest.mark.usefixtures("session")
@@ -114,11 +114,11 @@ def test_a_list_names_files_anywhere(tmp_path: Path) -> None:
     (tmp_path / "near.png").write_bytes(png(1))
     lines = ["near.png", "near.png", str(tmp_path / "far" / "a" / "0000.png"), "nowhere.png", "far", ""]
     (tmp_path / "list.txt").write_text("\n".join(lines))
-    summary = ingest(tmp_path / "d", tmp_path / "list.txt")
+    summary = preprocess_small(tmp_path / "d", tmp_path / "list.txt")
     assert (summary["files"], summary["train"], summary["reasons"]) == (4, 2, {"missing": 1, "irregular": 1})
-    assert ingest(tmp_path / "d", tmp_path / "list.txt") == {}
+    assert preprocess_small(tmp_path / "d", tmp_path / "list.txt") == {}
     (tmp_path / "nowhere.png").write_bytes(png(2))
-    assert ingest(tmp_path / "d", tmp_path / "list.txt")["train"] == 1
+    assert preprocess_small(tmp_path / "d", tmp_path / "list.txt")["train"] == 1
 
 
 # ---------------------------------------------------------------- S3
@@ -156,23 +156,23 @@ def test_images_and_dataset_in_a_bucket(bucket: str, tmp_path: Path, capsys: pyt
     upload(bucket, "photos", {f"{'ab'[n % 2]}/{n}.png": png(n) for n in range(30)} | {".hidden": b"", "t.txt": b"t"})
     source, dataset = bucket.replace("FOLDER", "photos"), bucket.replace("FOLDER", "sets/one")
     tracking = {"tracking_uri": f"sqlite:///{tmp_path}/mlflow.db"}
-    summary = ingest(dataset, source, **tracking)
+    summary = preprocess_small(dataset, source, **tracking)
     assert (summary["files"], summary["train"], summary["reasons"]) == (31, 30, {"unknown format": 1})
-    assert ingest(dataset, source, **tracking) == {}
+    assert preprocess_small(dataset, source, **tracking) == {}
     # The same files in a folder give the same digest.
     local = tmp_path / "photos"
     for n in range(30):
         (local / "ab"[n % 2]).mkdir(parents=True, exist_ok=True)
         (local / "ab"[n % 2] / f"{n}.png").write_bytes(png(n))
     (local / "t.txt").write_text("t")
-    assert ingest(tmp_path / "d", local)["digest"] == summary["digest"]
+    assert preprocess_small(tmp_path / "d", local)["digest"] == summary["digest"]
     assert images(dataset) == images(tmp_path / "d")
     # A rank reads its own shards of a remote dataset.
-    some = Dataset.open(dataset).images([1, 3])
-    assert set(some.ids % 4) == {1, 3} and len(some.ids) == sum(i % 4 in (1, 3) for i in images(dataset))
+    two_shards = Dataset.open(dataset).images([1, 3])
+    assert set(two_shards.ids % 4) == {1, 3} and len(two_shards.ids) == sum(i % 4 in (1, 3) for i in images(dataset))
     # What is new is appended; the whole verifies; one image comes out as a file.
     upload(bucket, "photos", {"b/new.png": png(99)})
-    assert ingest(dataset, source, **tracking)["train"] == 1
+    assert preprocess_small(dataset, source, **tracking)["train"] == 1
     inspect_dataset(InspectJob(dataset=Location(dataset), verify=True))
     assert "verified" in capsys.readouterr().out
     inspect_dataset(InspectJob(dataset=Location(dataset), export="photos/b/new.png", output=tmp_path))
@@ -186,7 +186,7 @@ def test_a_tar_shard_and_a_list_in_a_bucket(bucket: str, tmp_path: Path) -> None
     upload(bucket, "shards", {"s.tar": (tmp_path / "s.tar").read_bytes(), "one.png": png(77)})
     shard = str(Location(bucket.replace("FOLDER", "shards")) / "one.png")
     (tmp_path / "list.txt").write_text(f"{shard}\n")
-    assert ingest(tmp_path / "d", bucket.replace("FOLDER", "shards"), tmp_path / "list.txt")["train"] == 6
+    assert preprocess_small(tmp_path / "d", bucket.replace("FOLDER", "shards"), tmp_path / "list.txt")["train"] == 6
 
 
 def test_a_lease_in_a_bucket_keeps_others_out_and_a_dead_holders_runs_out(

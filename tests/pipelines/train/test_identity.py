@@ -179,7 +179,7 @@ NEEDS: dict[str, Any] = {
     "decoder.kind": {"kernel_size": glo.DecoderConfig.kernel_size},
     "decoder.modulation": {"kind": "residual", "kernel_size": glo.DecoderConfig.kernel_size},
 }
-"""What the decoder of the recorded run must be, for a field to have another value"""
+"""What the decoder of the saved run must be, for a field to have another value"""
 
 
 @pytest.mark.parametrize("name", TRAIN_IDENTITY)

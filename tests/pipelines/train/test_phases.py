@@ -66,7 +66,7 @@ def test_an_interrupted_run_keeps_its_target(run: Path) -> None:
     assert target(run, digest="new", finished=False, begun=777) == 777
 
 
-def test_what_is_asked_for_wins(run: Path) -> None:
+def test_a_requested_target_wins(run: Path) -> None:
     assert target(run, digest="new", finished=True, images=1000) == 1000
 
 
@@ -110,7 +110,7 @@ def test_the_rules_choice_stays_when_the_dataset_grows(tmp_path: Path) -> None:
         (9, {"decoder": glo.DecoderConfig(filters=(4,))}, "/d: `decoder.filters`"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_before_anything_is_recorded(
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     images: int, changes: dict[str, Any], line: str
 ) -> None:
     config = ResolvedDatasetConfig(resolution=32, channels=1)

@@ -1,4 +1,4 @@
-"""What MLflow missed is kept and sent later: a store that goes away and comes back."""
+"""What MLflow missed is stored and sent later: a store that goes away and comes back."""
 
 import json
 import resource
@@ -16,10 +16,10 @@ from pipelines.train.progress_log import ProgressLog, keep_sending
 
 
 class Store:
-    """Stands for MLflow: takes everything, or nothing while it is away."""
+    """Stands for MLflow: receives everything, or nothing while it is away."""
 
     def __init__(self) -> None:
-        self.taken: list[Any] = []
+        self.received: list[Any] = []
         self.away = False
         self.refused = threading.Event()
 
@@ -27,10 +27,10 @@ class Store:
         if self.away and reports:
             self.refused.set()
             raise UserError("MLflow: nobody there")
-        self.taken += [seen for _, seen, _ in reports]
+        self.received += [seen for _, seen, _ in reports]
 
     def image(self, path: Path, images_seen: int) -> None:
-        self.taken.append(path.name)
+        self.received.append(path.name)
 
 
 def lines(run: Path) -> list[int]:
@@ -67,7 +67,7 @@ def test_what_was_missed_is_sent_later_and_once(tmp_path: Path, store: Any) -> N
     again.send(store)
     assert not again.behind
     again.send(store)
-    assert store.taken == [1, 2, 3, 4, "a.png"]
+    assert store.received == [1, 2, 3, 4, "a.png"]
 
 
 def test_half_a_line_of_a_killed_process_is_dropped(tmp_path: Path, store: Any) -> None:
@@ -77,7 +77,7 @@ def test_half_a_line_of_a_killed_process_is_dropped(tmp_path: Path, store: Any) 
     progress_log = ProgressLog(tmp_path)
     progress_log.add([line(2)])
     progress_log.send(store)
-    assert store.taken == [1, 2]
+    assert store.received == [1, 2]
     assert lines(tmp_path) == [1, 2]
 
 
@@ -107,7 +107,7 @@ def test_sending_goes_on_through_an_absence_and_the_last_word_is_the_last_try(tm
     store.away = False
     ended.set()
     sender.join(10)
-    assert store.taken == [1]
+    assert store.received == [1]
     store.away = True
     progress_log.add([line(2)])
     assert keep_sending(progress_log, store, ended) == "MLflow: nobody there"
@@ -137,7 +137,7 @@ def test_a_line_that_is_being_written_is_sent_once_it_is_whole(tmp_path: Path, s
         progress_log.send(store)
         file.write(data[10:])
     progress_log.send(store)
-    assert store.taken == [1, 2]
+    assert store.received == [1, 2]
 
 
 def test_the_store_of_these_tests_has_the_methods_of_a_tracker() -> None:

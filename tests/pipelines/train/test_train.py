@@ -18,8 +18,8 @@ from glo_core.checkpoint.layout import committed_checkpoints
 from jobs.cli import parse
 from pipelines.train.config import TrainJob
 from pipelines.train.job import run_training
-from tests.helpers.ingest import ingest
 from tests.helpers.paths import ROOT
+from tests.helpers.preprocess_small import preprocess_small
 from tests.helpers.processes import Head
 from tests.helpers.write_images import write_images
 
@@ -36,7 +36,7 @@ FLAGS = [
 def dataset(session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("train")
     write_images(place / "images", 333, seed=3)
-    ingest(place / "dataset", place / "images", code_shards=32)
+    preprocess_small(place / "dataset", place / "images", code_shards=32)
     return place / "dataset"
 
 
