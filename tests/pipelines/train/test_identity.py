@@ -128,8 +128,8 @@ def changed(job: Any, name: str, value: object) -> Any:
     ("job", "inside", "outside"),
     [
         (TrainJob, TRAIN_IDENTITY, TRAIN_EXECUTION.keys() | TRAIN_PLACES),
-        (RenderJob, RENDER_IDENTITY, TRACKING.keys() | {"run"}),
-        (EvaluateJob, EVALUATE_IDENTITY, TRACKING.keys() | {"run"}),
+        (RenderJob, RENDER_IDENTITY, TRACKING.keys() | {"run", "decoder_kind"}),
+        (EvaluateJob, EVALUATE_IDENTITY, TRACKING.keys() | {"run", "decoder_kind"}),
         (FitPriorJob, FIT_PRIOR_IDENTITY, TRACKING.keys() | {"run"}),
         (PreprocessJob, PREPROCESS_IDENTITY, PREPROCESS_EXECUTION.keys() | PREPROCESS_PLACES),
     ],
