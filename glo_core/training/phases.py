@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from glo_core.checkpoint.run_record import RUN_FILE, PhaseRecord, RunRecord, read_run_record
-from glo_core.common.errors import CheckpointError
+from glo_core.common.errors import CheckpointError, ConfigError
 from glo_core.common.files import differences
 from glo_core.common.records import parse_value
-from glo_core.data.image_source import ImageSource
 from glo_core.training.auto_config import images_to_see
 from glo_core.training.config import ResolvedTrainConfig
 
@@ -61,31 +60,40 @@ def require_recipe(run: Path, record: RunRecord, identity: dict[str, Any]) -> No
 
 
 def next_phases(
-    run: Path, phases: tuple[PhaseRecord, ...], seen: int, target: int | None, images: ImageSource
+    run: Path,
+    phases: tuple[PhaseRecord, ...],
+    seen: int,
+    target: int | None,
+    snapshot: str,
+    num_images: int,
+    *,
+    setting: str = "images_seen",
 ) -> tuple[PhaseRecord, ...] | None:
     """The phases of a run, the next one to train last; None if it has reached its target.
 
     Args:
         seen: images seen at the newest checkpoint.
         target: images to see in all; None leaves it to the rule.
-        images: those at hand.
+        snapshot: digest of the images at hand.
+        num_images: their number.
+        setting: what the user calls `target`.
 
     Raises:
-        CheckpointError: if an unfinished phase has seen more than `target` already.
+        ConfigError: if an unfinished phase has seen more than `target` already.
     """
-    last, count = phases[-1] if phases else None, len(images.ids)
+    last = phases[-1] if phases else None
     if last is not None and seen >= last.target:
-        if target is None and last.snapshot != images.snapshot:
+        if target is None and last.snapshot != snapshot:
             # New images are seen too, at least once.
-            target = max(images_to_see(count), seen + count)
+            target = max(images_to_see(num_images), seen + num_images)
         if target is None or target <= seen:
             return None
     elif last is not None and target in (None, last.target):
         return phases
-    target = target or images_to_see(count)
+    target = target or images_to_see(num_images)
     if last is not None and target <= seen:
-        raise CheckpointError(
-            f"{run}: has seen {seen} images on the way to {last.target}; `images_seen` (={target}) must be "
-            f"{last.target} to go on there, or more than {seen}"
+        raise ConfigError(
+            f"`{setting}` (={target}) must be above the {seen} images that {run} has seen, or be {last.target}, where "
+            "its phase ends"
         )
-    return (*phases, PhaseRecord(start=seen, target=target, snapshot=images.snapshot, images=count))
+    return (*phases, PhaseRecord(start=seen, target=target, snapshot=snapshot, images=num_images))

@@ -103,7 +103,7 @@ class TrainingSession:
             _images_of(record.phases[-1], run, images, dataset)
         newest = Checkpoint.latest(run) if committed_checkpoints(run) else None
         seen = newest.position.images_seen if newest is not None else 0
-        phases = run_phases.next_phases(run, record.phases, seen, self.target, images)
+        phases = run_phases.next_phases(run, record.phases, seen, self.target, images.snapshot, len(images.ids))
         if phases is not None and phases != record.phases:
             write_record(run / RUN_FILE, dataclasses.replace(record, phases=phases))
         return _Plan(

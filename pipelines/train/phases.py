@@ -4,13 +4,14 @@ import dataclasses
 
 from glo_core.checkpoint.layout import committed_checkpoints
 from glo_core.checkpoint.reader import Checkpoint
-from glo_core.common.errors import CheckpointError, ConfigError
+from glo_core.common.errors import CheckpointError
 from glo_core.common.records import parse_value
 from glo_core.data.dataset import Dataset
-from glo_core.training.auto_config import images_to_see, resolve_defaults
+from glo_core.training.auto_config import resolve_defaults
 from glo_core.training.config import ResolvedTrainConfig
+from glo_core.training.phases import next_phases
 from glo_core.training.schedule import Phase
-from pipelines.common.records import RUN_FILE, PhaseRecord, TrainDone, read_run_record
+from pipelines.common.records import RUN_FILE, TrainDone, read_run_record
 from pipelines.common.stage import Stage
 from pipelines.train.config import TrainJob
 
@@ -39,26 +40,17 @@ def next_phase(stage: Stage[TrainDone], job: TrainJob, dataset: Dataset) -> Phas
         UserError: if the dataset lost what was trained on, or `job.images` is not above what was seen.
     """
     phases = stage.record.phases
-    last = phases[-1] if phases else None
-    seen = _images_seen(job, dataset)
     finished = stage.done is not None and stage.done.phase == len(phases) - 1
-    grown = last is not None and last.snapshot != dataset.digest
-    if finished and not job.images and not grown:
-        return None  # Also if the rule for the length has changed since.
-    target = job.images or (0 if finished or last is None else last.target) or images_to_see(dataset.num_train)
-    if finished and not job.images:
-        target = max(target, seen + dataset.num_train)  # At least one epoch of the new images.
-    if last is not None and not finished and target == last.target:
-        dataset.at(last.snapshot)
-        return Phase(number=len(phases) - 1, start=last.start, target=target)
-    if seen < target:
-        phase = PhaseRecord(start=seen, target=target, snapshot=dataset.digest)
-        stage.record = dataclasses.replace(stage.record, phases=(*phases, phase))
-        return Phase(number=len(phases), start=seen, target=target)
-    if finished:
-        return None
-    end = f", or be {last.target}, where its phase ends" if last else ""
-    raise ConfigError(f"`images` (={target}) must be above the {seen} images that {job.run} has seen{end}")
+    seen, snapshot, num_images = _images_seen(job, dataset), dataset.digest, dataset.num_train
+    coming = next_phases(job.run, phases, seen, job.images, snapshot, num_images, setting="images")
+    if coming is None:
+        if finished:
+            return None
+        coming = phases  # The target is reached, and `done.json` does not say so yet.
+    last = coming[-1]
+    dataset.at(last.snapshot)
+    stage.record = dataclasses.replace(stage.record, phases=coming)
+    return Phase(number=len(coming) - 1, start=last.start, target=last.target)
 
 
 def _images_seen(job: TrainJob, dataset: Dataset) -> int:

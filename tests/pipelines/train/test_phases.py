@@ -13,10 +13,10 @@ from glo_core.common.errors import CheckpointError, ConfigError
 from glo_core.common.location import Location
 from glo_core.common.records import write_record
 from glo_core.dataset_format.config import ResolvedDatasetConfig
+from glo_core.training import phases
 from glo_core.training.config import ResolvedTrainConfig
 from pipelines.common.records import PhaseRecord, RunRecord, TrainDone
 from pipelines.common.stage import identity_of
-from pipelines.train import phases
 from pipelines.train.config import TrainJob
 from pipelines.train.job import _require_trainable
 from pipelines.train.phases import next_phase, resolve_recipe
