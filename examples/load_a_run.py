@@ -15,6 +15,7 @@ import glo_core as glo
 
 
 def main() -> None:
+    """Load the run that the command line names, decode, and write a grid."""
     parser = argparse.ArgumentParser(description="Open a run, and write a grid of what it can make.")
     parser.add_argument("run", type=Path, help="directory of the run")
     parser.add_argument("--images-seen", type=int, help="checkpoint to open (default: the newest)")

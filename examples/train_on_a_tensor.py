@@ -28,6 +28,7 @@ def shapes(count: int, side: int) -> np.ndarray:
 
 
 def main() -> None:
+    """Train, sample, and write a grid."""
     parser = argparse.ArgumentParser(description="Train on a tensor, and write a grid of new images.")
     parser.add_argument("--count", type=int, default=2000, help="training images")
     parser.add_argument("--side", type=int, default=32, help="their side in pixels: 8, 16, 32, ...")

@@ -59,6 +59,7 @@ class EvaluationInputs(NamedTuple):
     """The class that may be imported for the decoder"""
 
     def open(self) -> tuple[Checkpoint, Dataset]:
+        """The checkpoint, and the dataset at its snapshot."""
         torch.set_num_threads(1)  # A task has one CPU.
         keep_freed_memory()
         checkpoint = Checkpoint(Path(self.checkpoint))
@@ -74,6 +75,7 @@ class TrainSums(NamedTuple):
     """From initial codes to learned ones"""
 
     def merge(self, other: "TrainSums") -> "TrainSums":
+        """The sums of both."""
         return TrainSums(self.glo + other.glo, self.pca + other.pca, self.regression.merge(other.regression))
 
 

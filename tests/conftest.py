@@ -13,9 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from jaxtyping import install_import_hook
 
-from tests.helpers.paths import ROOT
-from tests.helpers.processes import Head, end, free_port, wait_for
+import tests.helpers.typecheck  # noqa: F401, the hook finds it by its name
+
+# Before anything imports the core: each call of its functions is checked against their signatures, shapes included.
+install_import_hook("glo_core", "tests.helpers.typecheck.typechecked")
+
+from tests.helpers.paths import ROOT  # noqa: E402
+from tests.helpers.processes import Head, end, free_port, wait_for  # noqa: E402
 
 Job = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -58,6 +58,7 @@ class CheckpointRecord(Record):
 
 
 def shard_name(shard: int) -> str:
+    """The file of a code shard, relative to the checkpoint's directory."""
     return f"codes/shard={shard:03d}.parquet"
 
 

@@ -3,9 +3,10 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 
@@ -36,7 +37,7 @@ class Checkpoint:
         self.projection, self.optimizer = self.record.projection, self.record.code_optimizer
 
     @classmethod
-    def latest(cls, run: Path) -> Self:
+    def latest(cls, run: Path) -> "Checkpoint":
         """Open the newest committed checkpoint.
 
         Raises:
@@ -80,7 +81,7 @@ class Checkpoint:
         """Tensors of `<name>.safetensors`, on the CPU."""
         return read_tensors(self.part(f"{name}.safetensors"))
 
-    def shard(self, shard: int, columns: Sequence[str] | None = None) -> dict[str, np.ndarray[Any, Any]]:
+    def shard(self, shard: int, columns: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
         """Columns of one code shard: `image_id` int64 `[n]`, `code` and Adam's moments `[n, code_dim]`, ..."""
         table = read_parquet(self.part(shard_name(shard)), columns)
         values = {}
@@ -110,7 +111,7 @@ class Checkpoint:
             raise CheckpointError(f"{self.directory}: the decoder has other weights; {one_line(error)[:300]}") from None
         return decoder.eval()
 
-    def codes(self) -> tuple[Int64Array, np.ndarray[Any, Any]]:
+    def codes(self) -> tuple[Int64Array, npt.NDArray[Any]]:
         """Every image id, int64 `[n]` ascending, and its code, `[n, code_dim]`."""
         shards = [self.shard(s, ["image_id", "code"]) for s in range(self.code_shards)]
         ids = np.concatenate([shard["image_id"] for shard in shards])

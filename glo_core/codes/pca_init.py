@@ -5,7 +5,6 @@ Both are functions of the seed, the images and their ids, never of how many rank
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
 
 import torch
 
@@ -14,6 +13,7 @@ from glo_core.codes.projection import to_sphere
 from glo_core.common.arrays import Int64Array, row_chunks
 from glo_core.common.counter_rng import key64, normal
 from glo_core.common.runtime import Runtime
+from glo_core.common.shapes import Float, Tensor, UInt8
 from glo_core.common.tensor_files import read_tensors, tensor_bytes
 from glo_core.data.image_source import ImageSource
 
@@ -23,12 +23,12 @@ CHUNK = 2048
 """Images in memory at once."""
 
 
-def random_codes(config: ResolvedCodeConfig, ids: Int64Array, seed: int) -> torch.Tensor:
+def random_codes(config: ResolvedCodeConfig, ids: Int64Array, seed: int) -> Float[Tensor, "n dim"]:
     """Gaussian codes with a mean squared norm of scale^2: N(0, scale^2 I / dim). float64 `[n, dim]`."""
     return torch.from_numpy(normal(key64("codes", seed), ids, config.dim)) * (config.init_scale / config.dim**0.5)
 
 
-def reduced_pixels(images: torch.Tensor, side: int = PCA_SIDE) -> torch.Tensor:
+def reduced_pixels(images: UInt8[Tensor, "n height width channels"], side: int = PCA_SIDE) -> Float[Tensor, "n pixels"]:
     """Sums over squares of pixels, at most `side` squares a side. uint8 `[n, H, W, C]` -> float64 `[n, pixels]`.
 
     Sums, not means: they stay integers, and so do the sums of their products (below 2^53 for 10^7 images of
@@ -43,7 +43,13 @@ def reduced_pixels(images: torch.Tensor, side: int = PCA_SIDE) -> torch.Tensor:
 class PcaInit:
     """The principal components of a dataset, kept so that rows which arrive later start alike."""
 
-    def __init__(self, mean: torch.Tensor, components: torch.Tensor, scale: torch.Tensor, radius: torch.Tensor) -> None:
+    def __init__(
+        self,
+        mean: Float[Tensor, " pixels"],
+        components: Float[Tensor, "pixels dim"],
+        scale: Float[Tensor, ""],
+        radius: Float[Tensor, ""],
+    ) -> None:
         """Hold the basis.
 
         Args:
@@ -56,7 +62,7 @@ class PcaInit:
         self.mean, self.components, self.scale, self.radius = mean, components, scale, radius
 
     @classmethod
-    def fit(cls, images: ImageSource, dim: int, runtime: Runtime) -> Self:
+    def fit(cls, images: ImageSource, dim: int, runtime: Runtime) -> "PcaInit":
         """One pass over the images of all ranks for the covariance, a second for the norms of the scores."""
         side = min(images.resolution, PCA_SIDE)
         pixels = side**2 * images.channels
@@ -78,11 +84,11 @@ class PcaInit:
         start.radius = start._norm_quantile(images, 0.99, runtime)
         return start
 
-    def scores(self, pixels: torch.Tensor) -> torch.Tensor:
+    def scores(self, pixels: Float[Tensor, "n pixels"]) -> Float[Tensor, "n dim"]:
         """Scaled scores of reduced images `[n, pixels]`, float64 `[n, dim]`; their mean squared norm is 1."""
         return (pixels.to(self.mean) - self.mean) @ self.components / self.scale
 
-    def _norm_quantile(self, images: ImageSource, quantile: float, runtime: Runtime) -> torch.Tensor:
+    def _norm_quantile(self, images: ImageSource, quantile: float, runtime: Runtime) -> Float[Tensor, ""]:
         # A histogram merges over ranks exactly; norms are about 1, so bins of 2^-12 up to 16 hold them.
         bins = torch.zeros(16 << 12, dtype=torch.float64, device=runtime.device)
         for chunk in _chunks(images):
@@ -92,7 +98,9 @@ class PcaInit:
         place = torch.searchsorted(cumulative, quantile * cumulative[-1])
         return (place + 1).double().cpu() / 4096
 
-    def codes(self, config: ResolvedCodeConfig, images: ImageSource, rows: Int64Array, seed: int) -> torch.Tensor:
+    def codes(
+        self, config: ResolvedCodeConfig, images: ImageSource, rows: Int64Array, seed: int
+    ) -> Float[Tensor, "n dim"]:
         """Start codes of the images at `rows` (int64 `[n]`), float64 `[n, dim]`."""
         scores = self.scores(reduced_pixels(images.take(rows)))
         noise = random_codes(config, images.ids[rows], seed)
@@ -105,16 +113,24 @@ class PcaInit:
         return to_sphere(torch.where(codes.norm(dim=1, keepdim=True) < 1e-12, noise, codes))
 
     def to_bytes(self) -> bytes:
+        """A safetensors file of the basis."""
         return tensor_bytes(
             {"mean": self.mean, "components": self.components, "scale": self.scale, "radius": self.radius}
         )
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path) -> "PcaInit":
+        """Read what `to_bytes` made.
+
+        Raises:
+            UserError: if the file is missing or not whole.
+        """
         return cls(**read_tensors(path))
 
 
-def _principal(covariance: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _principal(
+    covariance: Float[Tensor, "pixels pixels"], dim: int
+) -> tuple[Float[Tensor, "pixels dim"], Float[Tensor, ""]]:
     """Components `[pixels, dim]` and scale `[]`, as `PcaInit` holds them, of a covariance `[pixels, pixels]`."""
     values, vectors = torch.linalg.eigh(covariance)  # Ascending.
     variances, vectors = values.flip(0)[:dim].clamp_min(0), vectors.flip(1)[:, :dim]

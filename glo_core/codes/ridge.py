@@ -1,10 +1,9 @@
 """Ridge regression from sums over rows, which merge over shards and ranks."""
 
-from typing import Self
-
 import torch
 
 from glo_core.common.runtime import Runtime
+from glo_core.common.shapes import Float, Tensor
 
 RIDGE = 1e-3
 """Penalty, in units of the mean variance of the inputs"""
@@ -17,16 +16,17 @@ class RidgeRegression:
         # [X 1]^T [X 1 Y] over the rows.
         self.products = torch.zeros(dim + 1, 2 * dim + 1, dtype=torch.float64)
 
-    def add(self, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+    def add(self, inputs: Float[Tensor, "n dim"], outputs: Float[Tensor, "n dim"]) -> None:
         """Add rows, `[n, dim]` each."""
         left = _with_one(inputs)
         self.products += left.T @ torch.cat([left, outputs.double()], dim=1)
 
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: "RidgeRegression") -> "RidgeRegression":
+        """Add the rows of `other`."""
         self.products += other.products
         return self
 
-    def solve(self, runtime: Runtime) -> torch.Tensor:
+    def solve(self, runtime: Runtime) -> Float[Tensor, "dim+1 dim"]:
         """The map from inputs and a one to outputs over the rows of all ranks, float64 `[dim + 1, dim]`."""
         sums = runtime.all_reduce_sum(self.products.to(runtime.device)).cpu()
         size = len(sums)
@@ -37,7 +37,7 @@ class RidgeRegression:
         return torch.linalg.pinv(gram + penalty, hermitian=True) @ target
 
 
-def apply_ridge(inputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def apply_ridge(inputs: Float[Tensor, "n dim"], weights: Float[Tensor, "dim+1 dim"]) -> Float[Tensor, "n dim"]:
     """Outputs of `inputs` `[n, dim]` by what `RidgeRegression.solve` returned, in the type of `inputs`.
 
     A row that is sent to zero has no direction: it stays as it is.
@@ -46,5 +46,5 @@ def apply_ridge(inputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return torch.where(mapped.norm(dim=1, keepdim=True) > 1e-6, mapped, inputs.double()).to(inputs)
 
 
-def _with_one(rows: torch.Tensor) -> torch.Tensor:
+def _with_one(rows: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim+1"]:
     return torch.cat([rows.double(), rows.new_ones(len(rows), 1).double()], dim=1)

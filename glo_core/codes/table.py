@@ -5,7 +5,7 @@ A step touches the rows of its batch and no other, so that it costs the same how
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -13,6 +13,7 @@ from glo_core.codes.config import CodeConfig
 from glo_core.codes.projection import to_ball, to_sphere
 from glo_core.codes.row_optimizers import OPTIMIZERS
 from glo_core.common.arrays import Int64Array
+from glo_core.common.shapes import Float, Int, Tensor
 
 
 def _on_host(tensor: torch.Tensor) -> torch.Tensor:
@@ -24,13 +25,16 @@ def raw_name(config: CodeConfig) -> str:
     return "raw" if config.projection == "sphere" else "code"
 
 
+@runtime_checkable
 class Table(Protocol):
-    """What the loop asks of the codes of one rank: `CodeTable`, or `windows.WindowedTable` where memory is short."""
+    """What the loop asks of the codes of one rank: a `CodeTable`, or a `WindowedTable` where memory is short."""
 
     ids: Int64Array
 
     @property
-    def config(self) -> CodeConfig: ...
+    def config(self) -> CodeConfig:
+        """The config of the codes."""
+        raise NotImplementedError
 
     @property
     def resident(self) -> "CodeTable":
@@ -41,7 +45,7 @@ class Table(Protocol):
         """Learn in which order each lane will visit its windows."""
         ...
 
-    def fetch(self, rows: Int64Array) -> torch.Tensor:
+    def fetch(self, rows: Int64Array) -> Int[Tensor, " b"]:
         """Slots in `resident` of `rows` (int64 `[b]`), int64 `[b]` on the device."""
         ...
 
@@ -57,7 +61,7 @@ class Table(Protocol):
         """Set columns of the rows from `first` on."""
         ...
 
-    def codes(self, rows: torch.Tensor | slice = ...) -> torch.Tensor:
+    def codes(self, rows: Int[Tensor, " b"] | slice = ...) -> Float[Tensor, "rows dim"]:
         """Codes as the decoder receives them, `[rows, dim]`, on the device."""
         ...
 
@@ -78,7 +82,7 @@ class CodeTable:
         num_updates: how often each row was updated, int32 `[n]`.
     """
 
-    def __init__(self, config: CodeConfig, ids: Int64Array, raw: torch.Tensor) -> None:
+    def __init__(self, config: CodeConfig, ids: Int64Array, raw: Float[Tensor, "n dim"]) -> None:
         self.config, self.ids = config, ids
         self.raw = raw
         self._optimizer = OPTIMIZERS[config.optimizer]
@@ -91,26 +95,32 @@ class CodeTable:
 
     @property
     def resident(self) -> "CodeTable":
+        """Itself: every row is in memory."""
         return self
 
     def begin_epoch(self, windows: Sequence[Int64Array]) -> None:
         """Nothing: every row is here."""
 
-    def fetch(self, rows: Int64Array) -> torch.Tensor:
+    def fetch(self, rows: Int64Array) -> Int[Tensor, " b"]:
+        """Slots of `rows`: the rows themselves."""
         return torch.from_numpy(rows).to(self.raw.device, non_blocking=True)
 
     def chunks(self, rows: Int64Array, limit: int) -> list[Int64Array]:
+        """`rows` in pieces of at most `limit`."""
         return [rows[start : start + limit] for start in range(0, len(rows), limit)]
 
     def read(self, first: int, last: int) -> dict[str, torch.Tensor]:
+        """All columns of the rows from `first` to before `last`, in host memory."""
         return {name: column[first:last].cpu() for name, column in self.columns().items()}
 
     def write(self, first: int, columns: Mapping[str, torch.Tensor]) -> None:
+        """Set columns of the rows from `first` on."""
         mine = self.columns()
         for name, values in columns.items():
             mine[name][first : first + len(values)] = values.to(mine[name])
 
     def snapshot(self, into: "CodeTable | None" = None) -> "CodeTable":
+        """A copy in host memory, in that of `into` where there is one."""
         if into is None:
             into = copy.copy(self)
             into.raw, into.num_updates = _on_host(self.raw), _on_host(self.num_updates)
@@ -119,16 +129,16 @@ class CodeTable:
             theirs.copy_(mine)
         return into
 
-    def project(self, raw: torch.Tensor) -> torch.Tensor:
+    def project(self, raw: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
         """Codes as the decoder receives them, from raw rows `[..., dim]`."""
         return to_sphere(raw) if self.config.projection == "sphere" else raw
 
-    def codes(self, rows: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+    def codes(self, rows: Int[Tensor, " b"] | slice = slice(None)) -> Float[Tensor, "rows dim"]:
         """Codes as the decoder receives them, `[rows, dim]`."""
         return self.project(self.raw[rows])
 
     @torch.no_grad()
-    def update(self, rows: torch.Tensor, grad: torch.Tensor, learning_rate: float) -> None:
+    def update(self, rows: Int[Tensor, " b"], grad: Float[Tensor, "b dim"], learning_rate: float) -> None:
         """One step of the optimizer on `rows`.
 
         Args:

@@ -23,6 +23,7 @@ from glo_core.codes.config import ResolvedCodeConfig
 from glo_core.codes.table import CodeTable, raw_name
 from glo_core.common.arrays import Int64Array
 from glo_core.common.errors import UserError
+from glo_core.common.shapes import Float, Int, Tensor
 
 SLOTS_PER_LANE = 3
 """The window in use, the one read ahead, and the one being written back"""
@@ -88,7 +89,7 @@ class WindowedTable:
             numbers = (visits + self._number[lane]).tolist()
             self._next.update(itertools.pairwise(numbers))
 
-    def fetch(self, rows: Int64Array) -> torch.Tensor:
+    def fetch(self, rows: Int64Array) -> Int[Tensor, " b"]:
         """Slots of `rows` (int64 `[b]`) in `resident`, to be changed there, after their windows have come.
 
         Rows of a lane may be of as many windows as there are slots for it: a step's are, if it has no more of them
@@ -114,7 +115,7 @@ class WindowedTable:
         inside = rows - self._first[lane]
         return self._number[lane] + inside // self.window, inside % self.window
 
-    def _slots_of(self, number: Int64Array, inside: Int64Array) -> torch.Tensor:
+    def _slots_of(self, number: Int64Array, inside: Int64Array) -> Int[Tensor, " b"]:
         slots = self._slot[number] * self.window + inside
         return torch.from_numpy(slots).to(self.resident.raw.device, non_blocking=True)
 
@@ -225,7 +226,7 @@ class WindowedTable:
         for name, values in columns.items():
             _copy_out(values.to(self.resident.columns()[name]), self._files[name], first)
 
-    def codes(self, rows: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+    def codes(self, rows: Int[Tensor, " b"] | slice = slice(None)) -> Float[Tensor, "rows dim"]:
         """Codes as the decoder receives them, `[rows, dim]`, on the device."""
         if isinstance(rows, slice):
             first, last, _ = rows.indices(len(self.ids))

@@ -65,11 +65,13 @@ def sweep_temporary(directory: Path) -> None:
 
 
 def write_bytes(place: Path | Location, data: bytes) -> None:
+    """Write `data` as the file `place`, whole or not at all."""
     with atomic_write(place) as temporary:
         temporary.write_bytes(data)
 
 
 def write_json(place: Path | Location, value: dict[str, Any]) -> None:
+    """Write `value` as a JSON file, whole or not at all."""
     write_bytes(place, json_bytes(value))
 
 

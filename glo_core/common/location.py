@@ -36,14 +36,17 @@ class Location:
 
     @property
     def remote(self) -> bool:
+        """Whether this is a URI of an object store."""
         return self._uri is not None
 
     @property
     def name(self) -> str:
+        """The last part of the path."""
         return self._path.name if self._path else self._text_path.rsplit("/", 1)[-1]
 
     @property
     def parent(self) -> "Location":
+        """The location of the folder."""
         return Location(self._path.parent) if self._path else self._at(self._text_path.rpartition("/")[0])
 
     def __truediv__(self, name: str) -> "Location":
@@ -67,6 +70,7 @@ class Location:
         self._path, self._uri = state
 
     def absolute(self) -> "Location":
+        """The same location; a local one with an absolute path."""
         return Location(self._path.absolute()) if self._path else self
 
     # ---------------------------------------------------------------- reading
@@ -81,9 +85,11 @@ class Location:
         return fs.get_file_info(path)
 
     def exists(self) -> bool:
+        """Whether there is a file or a folder."""
         return self._path.exists() if self._path else bool(self.info().type != pafs.FileType.NotFound)
 
     def is_dir(self) -> bool:
+        """Whether there is a folder."""
         return self._path.is_dir() if self._path else bool(self.info().type == pafs.FileType.Directory)
 
     def size(self) -> int:

@@ -1,7 +1,7 @@
 """What the training loop asks of the world around it: a rank, three collectives, and somebody to report to."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -10,7 +10,10 @@ from PIL import Image
 Metrics = dict[str, float]
 
 
+@runtime_checkable
 class Runtime(Protocol):
+    """A rank, its device, and its way to the others."""
+
     rank: int
     world_size: int
     device: torch.device
@@ -64,26 +67,33 @@ class SingleProcess:
         self.stop = False
 
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum of `tensor` over all ranks, in place."""
         return tensor
 
     def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Rank 0's `tensor`, in place."""
         return tensor
 
     def all_gather(self, value: Any) -> list[Any]:
+        """The `value`s of all ranks, in the order of ranks."""
         return [value]
 
     def report(self, images_seen: int, metrics: Metrics) -> None:
+        """Hand metrics on; called on rank 0."""
         if self.on_report:
             self.on_report(images_seen, metrics)
 
     def picture(self, images_seen: int, name: str, picture: Image.Image) -> None:
+        """Hand a picture of the series `name` on; called on rank 0."""
         if self.on_picture:
             self.on_picture(images_seen, name, picture)
 
     def stop_requested(self) -> bool:
+        """Whether somebody asked to end with a checkpoint."""
         return self.stop
 
     def preempted(self) -> bool:
+        """Whether a machine is about to be taken away."""
         return False
 
 
@@ -100,16 +110,19 @@ class TorchDistributed(SingleProcess):
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
 
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum of `tensor` over all ranks, in place."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Rank 0's `tensor`, in place."""
         if self.world_size > 1:
             dist.broadcast(tensor, src=0)
         return tensor
 
     def all_gather(self, value: Any) -> list[Any]:
+        """The `value`s of all ranks, in the order of ranks."""
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
@@ -120,9 +133,11 @@ class AllReduceSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor, runtime: Runtime) -> torch.Tensor:
+        """The sum of `tensor` over all ranks."""
         ctx.runtime = runtime
         return runtime.all_reduce_sum(tensor.clone())
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """The sum of the gradient over all ranks."""
         return ctx.runtime.all_reduce_sum(grads[0].clone()), None

@@ -6,7 +6,7 @@ A rank reads the record batches of its own shards and nothing else.
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ import torch
 from glo_core.common.arrays import Int64Array, UInt8Array
 from glo_core.common.errors import DatasetError
 from glo_core.common.location import Location
+from glo_core.common.shapes import Tensor, UInt8
 from glo_core.dataset_format.blocks import open_block
 from glo_core.dataset_format.config import ResolvedDatasetConfig
 from glo_core.dataset_format.snapshots import Snapshot, read_dataset, removed_ids
@@ -54,7 +55,7 @@ class BlockImages:
         """Image ids, int64 `[rows]`, shard by shard and ascending in each"""
         self._part, self._offset = part[live], offset[live]
 
-    def take(self, rows: Int64Array) -> torch.Tensor:
+    def take(self, rows: Int64Array) -> UInt8[Tensor, "b height width channels"]:
         """The images at `rows` (int64 `[n]`), uint8 `[n, H, W, C]`."""
         images = np.empty((len(rows), self.resolution, self.resolution, self.channels), np.uint8)
         flat = images.reshape(len(rows), -1)
@@ -93,7 +94,7 @@ class Dataset:
         self.path, self.config, self.snapshots, self.removed = path, config, snapshots, removed
 
     @classmethod
-    def open(cls, place: str | Path | Location) -> Self:
+    def open(cls, place: str | Path | Location) -> "Dataset":
         """Open the newest snapshot of the dataset at `place`, a directory or a URI.
 
         Raises:

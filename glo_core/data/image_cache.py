@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from glo_core.common.arrays import Int64Array
+from glo_core.common.shapes import Tensor, UInt8
 from glo_core.data.config import Cache
 from glo_core.data.image_source import ImageSource
 
@@ -28,11 +29,12 @@ class ResidentImages:
             rows = np.arange(first, min(first + _CHUNK, len(images.ids)))
             self._images[first : first + len(rows)] = images.take(rows)
 
-    def take(self, rows: Int64Array) -> torch.Tensor:
+    def take(self, rows: Int64Array) -> UInt8[Tensor, "b height width channels"]:
         """Images at `rows`, uint8 `[b, H, W, C]`, where they lie."""
         return self._images[torch.from_numpy(rows).to(self._images.device, non_blocking=True)]
 
     def select(self, shards: Sequence[int]) -> ImageSource:
+        """The same images of `shards` alone, in that order."""
         return self._source.select(shards)
 
 

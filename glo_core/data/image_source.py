@@ -2,16 +2,18 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
 from glo_core.common.arrays import Int64Array
 from glo_core.common.errors import ConfigError
+from glo_core.common.shapes import Tensor, UInt8
 from glo_core.dataset_format.config import DecodePolicy
 
 
+@runtime_checkable
 class ImageSource(Protocol):
     """The images of some code shards, in the order shard by shard, ids ascending within each."""
 
@@ -28,7 +30,7 @@ class ImageSource(Protocol):
     snapshot: str
     """Digest of all images, those of other shards included; part of the order of training"""
 
-    def take(self, rows: Int64Array) -> torch.Tensor:
+    def take(self, rows: Int64Array) -> UInt8[Tensor, "b height width channels"]:
         """Images at `rows` (int64 `[b]`), uint8 `[b, H, W, C]`, in host memory or on the device."""
         ...
 
@@ -77,7 +79,7 @@ def image_tensor(images: Any) -> torch.Tensor:
 class TensorImages:
     """Images in memory; see `ImageSource`."""
 
-    def __init__(self, images: torch.Tensor, ids: Int64Array | None = None, *, code_shards: int = 32) -> None:
+    def __init__(self, images: Tensor, ids: Int64Array | None = None, *, code_shards: int = 32) -> None:
         """Hold `images`, uint8 `[n, H, W, C]`, under `ids` (int64 `[n]`, unique; by default 0 to n-1).
 
         Raises:
@@ -106,10 +108,12 @@ class TensorImages:
         self._rows = np.concatenate([*by_id, np.empty(0, np.int64)]).astype(np.int64)
         self.ids: Int64Array = self._all_ids[self._rows]
 
-    def take(self, rows: Int64Array) -> torch.Tensor:
+    def take(self, rows: Int64Array) -> UInt8[Tensor, "b height width channels"]:
+        """Images at `rows` (int64 `[b]`), uint8 `[b, H, W, C]` in host memory."""
         return self._all[torch.from_numpy(self._rows[rows])]
 
     def select(self, shards: Sequence[int]) -> "TensorImages":
+        """The same images of `shards` alone, in that order."""
         selected = object.__new__(TensorImages)
         selected.__dict__.update(self.__dict__)
         selected._hold(shards)

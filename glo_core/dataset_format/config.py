@@ -81,4 +81,5 @@ class ResolvedDatasetConfig(DatasetConfig):
 
     @property
     def image_bytes(self) -> int:
+        """Bytes of one image: H * W * C."""
         return self.resolution * self.resolution * self.channels

@@ -43,6 +43,8 @@ EXIF_KEYS = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xm
 
 
 class Decoded(NamedTuple):
+    """One decoded image."""
+
     pixels: UInt8Array
     """uint8 `[resolution, resolution, channels]`"""
     width: int

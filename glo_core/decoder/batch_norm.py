@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from glo_core.common.runtime import AllReduceSum, Runtime
+from glo_core.common.shapes import Float, Tensor
 
 
 class MaskedBatchNorm(nn.Module):
@@ -29,7 +30,7 @@ class MaskedBatchNorm(nn.Module):
         self.mask: torch.Tensor | None = None
         self.runtime: Runtime | None = None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Float[Tensor, "b channels *space"]) -> Float[Tensor, "b channels *space"]:
         """Normalize `x`, `[b, channels, ...]`."""
         mean, var = self._batch_statistics(x) if self.training else (self.running_mean, self.running_var)
         scale = self.weight * torch.rsqrt(var + self.eps)
@@ -37,7 +38,9 @@ class MaskedBatchNorm(nn.Module):
         aside = (...,) + (None,) * (x.ndim - 2)
         return torch.addcmul(shift[aside], x, scale[aside])
 
-    def _batch_statistics(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _batch_statistics(
+        self, x: Float[Tensor, "b channels *space"]
+    ) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
         # E[x] and E[x^2] - E[x]^2 over the valid inputs of all ranks, from one sum over ranks.
         channels, area, places = x.shape[1], x[0, 0].numel(), tuple(range(2, x.ndim))
         mask = x.new_ones(len(x)) if self.mask is None else self.mask
@@ -56,7 +59,7 @@ class MaskedBatchNorm(nn.Module):
 
 
 @contextlib.contextmanager
-def shared_batch(decoder: nn.Module, mask: torch.Tensor, runtime: Runtime) -> Iterator[None]:
+def shared_batch(decoder: nn.Module, mask: Float[Tensor, " b"], runtime: Runtime) -> Iterator[None]:
     """Within the block, batch statistics of `decoder` are those of the valid inputs of all ranks.
 
     Args:

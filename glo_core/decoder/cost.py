@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def num_parameters(module: nn.Module) -> int:
+    """Trained values of `module`."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 

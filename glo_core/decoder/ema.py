@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from glo_core.common.runtime import Runtime
+from glo_core.common.shapes import Tensor
 from glo_core.decoder.batch_norm import MaskedBatchNorm, shared_batch
 
 RAMP_UP = 0.05
@@ -38,7 +39,7 @@ class EmaDecoder:
                 yield from zip(mine.buffers(recurse=False), theirs.buffers(recurse=False), strict=True)
 
     @torch.no_grad()
-    def refresh_statistics(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], runtime: Runtime) -> None:
+    def refresh_statistics(self, batches: Iterable[tuple[Tensor, Tensor]], runtime: Runtime) -> None:
         """Recompute the running statistics, which belong to other weights, as means over `batches`.
 
         Args:

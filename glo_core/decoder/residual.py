@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from glo_core.common.shapes import Float, Tensor
+
 _GROUP = 16
 """Channels that a group norm normalizes together"""
 
@@ -29,7 +31,8 @@ class ResidualDecoder(nn.Module):
         self.norm = _Norm(widths[-1], modulated)
         self.output = nn.Conv2d(widths[-1], 4 * channels, 3, padding=1)
 
-    def forward(self, codes: torch.Tensor) -> torch.Tensor:
+    def forward(self, codes: Float[Tensor, "b code_dim"]) -> Float[Tensor, "b channels side side"]:
+        """Images of `codes`, in [-1, 1]."""
         # Codes have norm about 1: the layer's default start expects values of about 1.
         codes = codes * codes.shape[1] ** 0.5
         x = self.first(codes).unflatten(1, (-1, 4, 4))
@@ -50,7 +53,9 @@ class _Norm(nn.Module):
             nn.init.zeros_(self.by_code.weight)
             nn.init.zeros_(self.by_code.bias)
 
-    def forward(self, x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: Float[Tensor, "b channels side side"], codes: Float[Tensor, "b code_dim"]
+    ) -> Float[Tensor, "b _ _ _"]:
         x = self.norm(x)
         if self.by_code is None:
             return x
@@ -69,7 +74,9 @@ class _Block(nn.Module):
         self.skip = nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
         nn.init.zeros_(self.convolutions[1].weight)  # type: ignore[arg-type]  # A block starts as its skip.
 
-    def forward(self, x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: Float[Tensor, "b channels side side"], codes: Float[Tensor, "b code_dim"]
+    ) -> Float[Tensor, "b _ _ _"]:
         kept = self.up(self.skip(x))
         x = self.up(self.convolutions[0](F.silu(self.norms[0](x, codes))))
         return kept + self.convolutions[1](F.silu(self.norms[1](x, codes)))

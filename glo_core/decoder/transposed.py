@@ -1,12 +1,12 @@
 """Decoders of transposed convolutions: the seed's and DCGAN's."""
 
 import itertools
-from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from glo_core.common.shapes import Float, Tensor
 from glo_core.decoder.batch_norm import MaskedBatchNorm
 from glo_core.decoder.config import DecoderConfig, Shape
 
@@ -28,7 +28,7 @@ class TransposedDecoder(nn.Module):
         self.output = _doubling(widths[-1], shape.channels, last_kernel, bias=last_bias)
 
     @classmethod
-    def seed(cls, config: DecoderConfig, shape: Shape, seed: int) -> Self:
+    def seed(cls, config: DecoderConfig, shape: Shape, seed: int) -> "TransposedDecoder":
         """The seed's: kernels of `kernel_size`, which it has at 5, the last of 3, Xavier's start."""
         decoder = cls(
             shape,
@@ -45,7 +45,7 @@ class TransposedDecoder(nn.Module):
         return decoder
 
     @classmethod
-    def dcgan(cls, config: DecoderConfig, shape: Shape, seed: int) -> Self:
+    def dcgan(cls, config: DecoderConfig, shape: Shape, seed: int) -> "TransposedDecoder":
         """DCGAN's generator (Radford et al., arXiv 1511.06434): kernels of 4, no bias, weights from N(0, 0.02^2)."""
         decoder = cls(
             shape,
@@ -60,7 +60,8 @@ class TransposedDecoder(nn.Module):
             nn.init.normal_(layer.weight, std=0.02, generator=generator)
         return decoder
 
-    def forward(self, codes: torch.Tensor) -> torch.Tensor:
+    def forward(self, codes: Float[Tensor, "b code_dim"]) -> Float[Tensor, "b channels side side"]:
+        """Images of `codes`, in [-1, 1]."""
         x = codes[:, :, None, None]
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x = F.relu(norm(convolution(x)))

@@ -17,6 +17,7 @@ from glo_core.codes.ridge import apply_ridge
 from glo_core.codes.table import CodeTable
 from glo_core.common.arrays import Int64Array
 from glo_core.common.counter_rng import key64, mix64
+from glo_core.common.shapes import Float, Tensor
 from glo_core.data.image_source import ImageSource
 from glo_core.decoder.cost import cost
 from glo_core.evaluation.config import InvertConfig
@@ -39,8 +40,8 @@ class Inverter:
         decoder: torch.nn.Module,
         projection: str,
         start: PcaInit | None,
-        weights: torch.Tensor | None,
-        learned: torch.Tensor,
+        weights: Float[Tensor, "dim+1 dim"] | None,
+        learned: Float[Tensor, "m dim"],
         config: InvertConfig,
     ) -> None:
         """Invert `decoder`, in eval mode; its weights no longer require gradients.
@@ -55,7 +56,7 @@ class Inverter:
         self.learned = learned.to(next(decoder.parameters()))
         self.code = ResolvedCodeConfig(dim=learned.shape[1], projection=projection, beta1=0.9, beta2=0.99)  # type: ignore[arg-type]
 
-    def codes(self, images: ImageSource, rows: Int64Array) -> tuple[torch.Tensor, torch.Tensor]:
+    def codes(self, images: ImageSource, rows: Int64Array) -> tuple[Float[Tensor, "b dim"], Float[Tensor, " b"]]:
         """Codes `[b, dim]` of the images at `rows` (int64 `[b]`), and their mean squared errors in [-1, 1], `[b]`."""
         target = to_target(images.take(rows).to(self.learned.device), self.learned.dtype)
         # One start after the other: all at once would need as much more memory.
@@ -64,7 +65,7 @@ class Inverter:
         chosen = codes[losses.argmin(0), torch.arange(len(rows), device=codes.device)]
         return self._descend(chosen, target, self.config.steps)
 
-    def _init_codes(self, images: ImageSource, rows: Int64Array) -> list[torch.Tensor]:
+    def _init_codes(self, images: ImageSource, rows: Int64Array) -> list[Float[Tensor, "b dim"]]:
         """Start codes, `[b, dim]` each."""
         project = PROJECTIONS[self.code.projection]
         starts = [self.learned.mean(0).expand(len(rows), -1)]
@@ -76,7 +77,9 @@ class Inverter:
             starts.append(self.learned[torch.from_numpy(choice.astype(np.int64))])
         return [project(codes.to(self.learned)) for codes in starts[: self.config.restarts]]
 
-    def _descend(self, codes: torch.Tensor, target: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _descend(
+        self, codes: Float[Tensor, "b dim"], target: Float[Tensor, "b channels h w"], steps: int
+    ) -> tuple[Float[Tensor, "b dim"], Float[Tensor, " b"]]:
         """Codes and their losses after `steps` steps; a code that was better at its start stays there."""
         table = CodeTable(self.code, np.arange(len(codes)), codes.clone())
         every = torch.arange(len(codes), device=codes.device)

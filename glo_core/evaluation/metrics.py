@@ -8,6 +8,7 @@ import torch
 from glo_core.codes.table import Table
 from glo_core.common.arrays import row_chunks
 from glo_core.common.runtime import Metrics, Runtime
+from glo_core.common.shapes import Float, Tensor, UInt8
 from glo_core.data.image_source import ImageSource
 from glo_core.evaluation.pca_baseline import PcaBaseline
 from glo_core.losses.pixel import mse
@@ -34,7 +35,13 @@ class ReconstructionSums:
     """Sum of the images' SSIM; NaN where it was left out"""
 
     @classmethod
-    def of(cls, prediction: torch.Tensor, target: torch.Tensor, *, with_ssim: bool = True) -> "ReconstructionSums":
+    def of(
+        cls,
+        prediction: Float[Tensor, "b channels h w"],
+        target: Float[Tensor, "b channels h w"],
+        *,
+        with_ssim: bool = True,
+    ) -> "ReconstructionSums":
         """Of images `[b, channels, h, w]` in [0, 1]. SSIM takes most of the time."""
         similarity = float(ssim(prediction, target).double().sum()) if with_ssim else math.nan
         return cls(len(target), float(mse(prediction, target).double().sum()), similarity)
@@ -52,7 +59,12 @@ class ReconstructionSums:
 
 @torch.inference_mode()
 def reconstruction_quality(
-    decoder: torch.nn.Module, codes: torch.Tensor, pixels: torch.Tensor, pca: PcaBaseline, *, with_ssim: bool = True
+    decoder: torch.nn.Module,
+    codes: Float[Tensor, "b code_dim"],
+    pixels: UInt8[Tensor, "b height width channels"],
+    pca: PcaBaseline,
+    *,
+    with_ssim: bool = True,
 ) -> tuple[ReconstructionSums, ReconstructionSums]:
     """Quality of what `decoder` decodes from `codes`, and of what `pca` reconstructs of the same images.
 

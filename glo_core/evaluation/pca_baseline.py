@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
 
 import torch
 
 from glo_core.common.arrays import row_chunks
 from glo_core.common.files import write_bytes
 from glo_core.common.runtime import Runtime
+from glo_core.common.shapes import Float, Tensor, UInt8
 from glo_core.common.tensor_files import read_tensors, tensor_bytes
 from glo_core.data.image_source import ImageSource
 from glo_core.losses.pixel_ranges import unit_bytes
@@ -25,11 +25,11 @@ class PcaBaseline:
         components: float32 `[pixels, k]`, in columns.
     """
 
-    def __init__(self, mean: torch.Tensor, components: torch.Tensor) -> None:
+    def __init__(self, mean: Float[Tensor, " pixels"], components: Float[Tensor, "pixels k"]) -> None:
         self.mean, self.components = mean, components
 
     @classmethod
-    def fit(cls, images: ImageSource, components: int, runtime: Runtime, *, passes: int = 12) -> Self:
+    def fit(cls, images: ImageSource, components: int, runtime: Runtime, *, passes: int = 12) -> "PcaBaseline":
         """The leading `components` of the images of all ranks.
 
         By subspace iteration with as much oversampling as components (Halko et al., SIAM Review 2011, algorithm 4.4):
@@ -67,10 +67,11 @@ class PcaBaseline:
         return cls(mean, ritz.float())
 
     def save(self, path: Path) -> None:
+        """Write mean and components as a safetensors file."""
         write_bytes(path, tensor_bytes({"mean": self.mean.cpu(), "components": self.components.cpu().contiguous()}))
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path) -> "PcaBaseline":
         """Read what `save` wrote.
 
         Raises:
@@ -78,7 +79,7 @@ class PcaBaseline:
         """
         return cls(**read_tensors(path))
 
-    def reconstruct(self, images: torch.Tensor) -> torch.Tensor:
+    def reconstruct(self, images: UInt8[Tensor, "n height width channels"]) -> Float[Tensor, "n channels height width"]:
         """`images` uint8 `[n, H, W, C]` projected on the components and back, clamped to [0, 1], `[n, C, H, W]`."""
         centred = unit_bytes(images).flatten(1) - self.mean
         back = (centred @ self.components) @ self.components.T + self.mean

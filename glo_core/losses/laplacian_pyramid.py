@@ -3,10 +3,11 @@
 import torch
 import torch.nn.functional as F
 
+from glo_core.common.shapes import Float, Tensor
 from glo_core.losses.pixel import _PIXELS
 
 
-def laplacian_pyramid(images: torch.Tensor, levels: int) -> list[torch.Tensor]:
+def laplacian_pyramid(images: Float[Tensor, "b channels h w"], levels: int) -> list[Float[Tensor, "b channels _ _"]]:
     """Burt and Adelson's pyramid of `images` `[b, channels, h, w]`, finest first, the low-pass residual last.
 
     Reduced by the binomial kernel (1 4 6 4 1) / 16 along each side, mirrored at the border, and every second value;
@@ -22,7 +23,7 @@ def laplacian_pyramid(images: torch.Tensor, levels: int) -> list[torch.Tensor]:
     return [*pyramid, images]
 
 
-def _binomial(images: torch.Tensor) -> torch.Tensor:
+def _binomial(images: Float[Tensor, "b channels h w"]) -> Float[Tensor, "b channels h w"]:
     channels = images.shape[1]
     kernel = images.new_tensor([1, 4, 6, 4, 1]) / 16
     padded = F.pad(images, (2, 2, 2, 2), mode="reflect")
@@ -30,7 +31,9 @@ def _binomial(images: torch.Tensor) -> torch.Tensor:
     return F.conv2d(rows, kernel.view(1, 1, 5, 1).expand(channels, 1, 5, 1), groups=channels)
 
 
-def pyramid_l1(prediction: torch.Tensor, target: torch.Tensor, levels: int, falloff: float) -> torch.Tensor:
+def pyramid_l1(
+    prediction: Float[Tensor, "b channels h w"], target: Float[Tensor, "b channels h w"], levels: int, falloff: float
+) -> Float[Tensor, " b"]:
     """sum_j falloff^j mean |L^j(prediction) - L^j(target)| of each image, `[b]` (arXiv 1707.05776, section 3.2)."""
     # The pyramid is linear: that of the difference is the difference of the two.
     differences = laplacian_pyramid(prediction - target, levels)

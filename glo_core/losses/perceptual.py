@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from glo_core.common.errors import UserError, one_line
+from glo_core.common.shapes import Float, Tensor
 from glo_core.losses.pixel_ranges import to_unit
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -36,12 +37,14 @@ def feature_network(
     mean = torch.tensor(_MEAN, device=device).view(3, 1, 1)
     std = torch.tensor(_STD, device=device).view(3, 1, 1)
 
-    def features(images: torch.Tensor) -> Sequence[torch.Tensor]:
+    def features(images: Float[Tensor, "b channels h w"]) -> Sequence[torch.Tensor]:
         colours = to_unit(images.expand(-1, 3, -1, -1), clamp=False).float()  # Grey images have three equal channels.
         maps: Sequence[torch.Tensor] = network((colours - mean) / std)
         return maps
 
-    def loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def loss(
+        prediction: Float[Tensor, "b channels h w"], target: Float[Tensor, "b channels h w"]
+    ) -> Float[Tensor, " b"]:
         with torch.no_grad():
             expected = features(target)
         pairs = zip(features(prediction), expected, strict=True)
@@ -58,7 +61,7 @@ class _Features(nn.Module):
         super().__init__()
         self.sequence, self.layers = sequence[: max(layers) + 1], layers
 
-    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+    def forward(self, images: Float[Tensor, "b channels h w"]) -> list[torch.Tensor]:
         maps = []
         for number, layer in enumerate(self.sequence.children()):
             images = layer(images)

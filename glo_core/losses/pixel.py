@@ -1,22 +1,24 @@
 """Losses of single pixels. Images are `[b, channels, h, w]` in [-1, 1]; a loss is one number per image, `[b]`."""
 
-import torch
+from glo_core.common.shapes import Float, Tensor
 
 _PIXELS = (1, 2, 3)
 
 
-def mse(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def mse(prediction: Float[Tensor, "b channels h w"], target: Float[Tensor, "b channels h w"]) -> Float[Tensor, " b"]:
     """Mean squared error of each image, `[b]`."""
     # Not flattened: that would copy channels-last images, and hand their layout's opposite to the backward pass.
     return (prediction - target).square().mean(dim=_PIXELS)
 
 
-def l1(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def l1(prediction: Float[Tensor, "b channels h w"], target: Float[Tensor, "b channels h w"]) -> Float[Tensor, " b"]:
     """Mean absolute error of each image, `[b]`."""
     return (prediction - target).abs().mean(dim=_PIXELS)
 
 
-def pairwise(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def pairwise(
+    prediction: Float[Tensor, "b channels h w"], target: Float[Tensor, "b channels h w"]
+) -> Float[Tensor, " b"]:
     """Mean squared error of all pairs of differences within each image, `[b]`: the seed's loss.
 
     With d = prediction - target over the n values of an image, 2 sum(d^2) / (n - 1) - 2 sum(d)^2 / (n (n - 1)),

@@ -3,11 +3,12 @@
 import torch
 import torch.nn.functional as F
 
+from glo_core.common.shapes import Float, Tensor
 from glo_core.losses.pixel import _PIXELS
 from glo_core.losses.pixel_ranges import to_unit
 
 
-def ssim(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def ssim(prediction: Float[Tensor, "b channels h w"], target: Float[Tensor, "b channels h w"]) -> Float[Tensor, " b"]:
     """Structural similarity of each image, `[b]`, 1 for equal ones; images in [0, 1], every channel by itself.
 
     Mean over all windows that lie within the image, Gaussian of sigma 1.5 over 11 px (as many as a smaller image has),
@@ -32,7 +33,9 @@ def ssim(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return similarity.mean(dim=_PIXELS)
 
 
-def dissimilarity(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def dissimilarity(
+    prediction: Float[Tensor, "b channels h w"], target: Float[Tensor, "b channels h w"]
+) -> Float[Tensor, " b"]:
     """1 - SSIM of each image, `[b]`; images `[b, channels, h, w]` in [-1, 1]."""
     # Without the clamp a value beyond the range has a gradient that leads back.
     return 1 - ssim(to_unit(prediction, clamp=False), to_unit(target, clamp=False))

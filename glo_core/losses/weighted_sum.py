@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from glo_core.common.errors import ConfigError, one_line
+from glo_core.common.shapes import Float, Tensor
 from glo_core.losses.config import PyramidConfig, loss_terms
 from glo_core.losses.laplacian_pyramid import pyramid_l1
 from glo_core.losses.perceptual import feature_network
@@ -35,7 +36,9 @@ def make_loss(text: str, pyramid: PyramidConfig, network: str, resolution: int, 
     if list(weights.values()) == [1.0]:
         return terms[next(iter(weights))]
 
-    def weighted(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def weighted(
+        prediction: Float[Tensor, "b channels h w"], target: Float[Tensor, "b channels h w"]
+    ) -> Float[Tensor, " b"]:
         losses = [weight * terms[name](prediction, target) for name, weight in weights.items()]
         return torch.stack(losses).sum(0)
 

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from glo_core.common.counter_rng import key64, normal
 from glo_core.common.errors import CheckpointError, UserError
 from glo_core.common.files import write_bytes
 from glo_core.common.records import Record, read_record, write_record
+from glo_core.common.shapes import Float, Tensor
 from glo_core.common.tensor_files import read_tensors, tensor_bytes
 from glo_core.sampling.config import Kind
 
@@ -32,13 +33,13 @@ class Moments:
     """Sum of outer products of deviations from the mean, `[dim, dim]`"""
 
     @classmethod
-    def of(cls, codes: npt.ArrayLike) -> Self:
+    def of(cls, codes: npt.ArrayLike) -> "Moments":
         """Moments of `codes` `[n, dim]`."""
         values = np.asarray(codes, np.float64)
         mean = values.mean(0) if len(values) else np.zeros(values.shape[1])
         return cls(len(values), mean, (values - mean).T @ (values - mean))
 
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: "Moments") -> "Moments":
         """Moments of both sets together (Chan, Golub and LeVeque, 1979)."""
         count = self.count + other.count
         if not count:
@@ -59,7 +60,7 @@ class Moments:
 
 @dataclass(frozen=True, kw_only=True)
 class PriorRecord(Record):
-    """`prior.json`"""
+    """What `prior.json` holds."""
 
     format: ClassVar[str] = "glo-prior"
     error: ClassVar[type[UserError]] = CheckpointError
@@ -87,7 +88,7 @@ class GaussianPrior:
     """F of the covariance F F^T, `[dim, dim]`"""
 
     @classmethod
-    def fit(cls, kind: Kind, moments: Moments, projection: Projection) -> Self:
+    def fit(cls, kind: Kind, moments: Moments, projection: Projection) -> "GaussianPrior":
         """The Gaussian of `kind` to codes with these `moments`; `unit` is N(0, I) whatever they are."""
         dim = len(moments.mean)
         if kind == "unit":
@@ -98,7 +99,7 @@ class GaussianPrior:
         variances, vectors = np.linalg.eigh(moments.covariance)
         return cls(kind, projection, moments.mean, vectors * np.sqrt(variances.clip(0)))
 
-    def sample(self, count: int, seed: int) -> torch.Tensor:
+    def sample(self, count: int, seed: int) -> Float[Tensor, "count dim"]:
         """Codes as the decoder receives them, float64 `[count, dim]`; code i depends on `seed` and i alone."""
         # Products of another number of rows round otherwise: every block has the same number.
         blocks = [self._block(first, seed) for first in range(0, max(count, 1), _BLOCK)]
@@ -117,7 +118,7 @@ class GaussianPrior:
         write_record(directory / "prior.json", record)
 
     @classmethod
-    def load(cls, directory: Path) -> Self:
+    def load(cls, directory: Path) -> "GaussianPrior":
         """Read what `save` wrote.
 
         Raises:

@@ -10,6 +10,7 @@ import torch
 from glo_core.codes.table import Table
 from glo_core.common.errors import UserError
 from glo_core.common.runtime import Runtime
+from glo_core.common.shapes import Float, Tensor
 from glo_core.data.config import Cache
 from glo_core.data.epoch_order import LaneEpoch, LaneOrder, images_before_step, steps_per_epoch
 from glo_core.data.image_cache import ResidentImages, place_images
@@ -105,7 +106,9 @@ class EpochBatches:
         rows = np.minimum(rows, max(len(self.images.ids) - 1, 0))
         return LaneEpoch(rows, np.concatenate([lane.valid for lane in assigned], axis=1))
 
-    def batches_of_codes(self, table: Table, steps: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def batches_of_codes(
+        self, table: Table, steps: int
+    ) -> Iterator[tuple[Float[Tensor, "b dim"], Float[Tensor, " b"]]]:
         """Codes `[b, dim]` and mask `[b]`, 1 for valid rows, of the first `steps` steps of epoch 0."""
         raw = table.resident.raw
         for rows, valid in itertools.islice(self.steps_from(self.orders(0), 0), steps):
@@ -118,6 +121,7 @@ def refresh_statistics(learner: Learner, epochs: EpochBatches) -> None:
 
 
 def too_many_workers(workers: int, code_shards: int, batch_size: int) -> str:
+    """The line about more workers than lanes."""
     lanes = num_lanes(code_shards, batch_size)
     return (
         f"`workers` (={workers}) is more than the {lanes} lanes of `code_shards` (={code_shards}) and "

@@ -10,6 +10,7 @@ import torch
 from glo_core.codes.ridge import RidgeRegression, apply_ridge
 from glo_core.codes.table import CodeTable
 from glo_core.common.arrays import Int64Array
+from glo_core.common.shapes import Float, Tensor
 from glo_core.data.image_source import ImageSource
 from glo_core.losses.pixel_ranges import to_target
 from glo_core.training.learner import Learner
@@ -29,7 +30,7 @@ class Growth:
         self.removed = 0
         """Rows of the checkpoint whose images this rank's shards no longer hold"""
 
-    def meet(self, start: torch.Tensor, learned: torch.Tensor, new_rows: Int64Array) -> None:
+    def meet(self, start: Float[Tensor, "n dim"], learned: Float[Tensor, "n dim"], new_rows: Int64Array) -> None:
         """Add old rows by their start codes and learned codes, `[n, dim]`, and the rows (int64) that are new."""
         self.regression.add(start, learned)
         self._new.append(new_rows)
@@ -48,7 +49,7 @@ class Growth:
         return len(rows)
 
 
-def _fit(learner: Learner, images: ImageSource, rows: Int64Array, weights: torch.Tensor | None) -> None:
+def _fit(learner: Learner, images: ImageSource, rows: Int64Array, weights: Float[Tensor, "dim+1 dim"] | None) -> None:
     """Start some rows by `weights`, and take `FIT_STEPS` steps on them under the averaged decoder."""
     config, table = learner.config, learner.table
     slots = table.fetch(rows)

@@ -31,28 +31,35 @@ class RuntimeWithHooks:
         self._on_preview, self._should_stop = on_preview, should_stop
 
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum of `tensor` over all ranks, in place."""
         return self._runtime.all_reduce_sum(tensor)
 
     def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Rank 0's `tensor`, in place."""
         return self._runtime.broadcast(tensor)
 
     def all_gather(self, value: Any) -> list[Any]:
+        """The `value`s of all ranks, in the order of ranks."""
         return self._runtime.all_gather(value)
 
     def report(self, images_seen: int, metrics: Metrics) -> None:
+        """Hand metrics on; called on rank 0."""
         self._runtime.report(images_seen, metrics)
         for on_report in self._on_reports:
             on_report(images_seen, metrics)
 
     def picture(self, images_seen: int, name: str, picture: Image.Image) -> None:
+        """Hand a picture of the series `name` on; called on rank 0."""
         self._runtime.picture(images_seen, name, picture)
         if self._on_preview is not None:
             self._on_preview(images_seen, name, picture)
 
     def stop_requested(self) -> bool:
+        """Whether somebody asked to end with a checkpoint."""
         return self._runtime.stop_requested() or (self._should_stop is not None and self._should_stop())
 
     def preempted(self) -> bool:
+        """Whether a machine is about to be taken away."""
         return self._runtime.preempted()
 
 
@@ -72,14 +79,17 @@ class ProgressBar:
             self._bar = tqdm(desc="train", total=target, initial=images_seen, unit=" images", unit_scale=True)
 
     def step(self, images_seen: int) -> None:
+        """Move the bar to `images_seen`."""
         if self._bar is not None:
             self._bar.update(min(images_seen, self._bar.total) - self._bar.n)
 
     def report(self, images_seen: int, metrics: Metrics) -> None:
+        """Hand metrics on; called on rank 0."""
         if self._bar is not None and "train_psnr" in metrics:
             self._bar.set_postfix_str(f"PSNR {metrics['train_psnr']:.1f} dB")
 
     def end(self) -> None:
+        """Take the bar away."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

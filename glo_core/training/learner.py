@@ -14,6 +14,7 @@ from torch import nn
 from glo_core.codes.table import Table
 from glo_core.common.arrays import Int64Array
 from glo_core.common.runtime import Runtime
+from glo_core.common.shapes import Float, Tensor, UInt8
 from glo_core.data.image_source import ImageSource
 from glo_core.decoder.batch_norm import shared_batch
 from glo_core.decoder.build import make_decoder
@@ -33,7 +34,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 class Batch(NamedTuple):
     """One rank's part of a global batch."""
 
-    images: torch.Tensor
+    images: UInt8[Tensor, "b height width channels"]
     """uint8 `[b, H, W, C]`"""
     rows: Int64Array
     """Rows of the rank's code table, int64 `[b]`"""
@@ -77,7 +78,7 @@ class Learner:
         self.optimizer = _optimizer(config, self.decoder)
         self.table = table
 
-    def step(self, batch: Batch, rates: Rates) -> torch.Tensor:
+    def step(self, batch: Batch, rates: Rates) -> Float[Tensor, " sums"]:
         """Train on one batch.
 
         Args:
@@ -112,7 +113,7 @@ class Learner:
             values = [losses, squared, norm, norm.square(), code_gradient_norm, gradient.expand_as(norm)]
             return torch.stack(values).double() @ mask.double()
 
-    def _step_decoder(self, rate_factor: float) -> torch.Tensor:
+    def _step_decoder(self, rate_factor: float) -> Float[Tensor, ""]:
         """Step by the gradient of sum_i l_i / B over all ranks; returns its norm before clipping, `[]`."""
         gradients = [p.grad for p in self.decoder.parameters() if p.grad is not None]
         if self.runtime.world_size > 1:

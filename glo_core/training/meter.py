@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from glo_core.common.errors import DivergedError
+from glo_core.common.shapes import Float, Tensor
 from glo_core.evaluation.metrics import psnr
 from glo_core.training.learner import NUM_SUMS, Learner
 from glo_core.training.schedule import Rates
@@ -27,6 +28,7 @@ class Meter:
         self.restart_clock()
 
     def restart_clock(self) -> None:
+        """Begin to count time and images anew."""
         self.timed_images, self.since = 0, time.perf_counter()
         self.spent = {"data": 0.0, "checkpoint": 0.0}
 
@@ -47,7 +49,7 @@ class Meter:
                 return
             yield item
 
-    def add(self, sums: torch.Tensor, images: int) -> None:
+    def add(self, sums: Float[Tensor, " sums"], images: int) -> None:
         """Add a step: `sums` of this rank from `Learner.step`, `images` of the global batch."""
         self.sums[:-1] += sums
         self.sums[-1] += float(images) / self.learner.runtime.world_size

@@ -19,7 +19,7 @@ def configure(job: str) -> None:
 
 
 class _StageFormatter(logging.Formatter):
-    """`stage: message`"""
+    """Formats a message as `stage: message`."""
 
     def __init__(self, job: str) -> None:
         super().__init__("%(message)s")

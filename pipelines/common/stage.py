@@ -50,6 +50,7 @@ class Stage(Generic[DoneT]):
 
     @property
     def tracker(self) -> Tracker:
+        """The open MLflow run."""
         if self._tracker is None:
             raise RuntimeError(f"stage {self.name} has not begun")
         return self._tracker

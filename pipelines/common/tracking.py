@@ -154,6 +154,7 @@ class Tracker:
             self.client.log_batch(self.run_id, params=batch)
 
     def metrics(self, metrics: Mapping[str, float], images_seen: int = 0) -> None:
+        """Log metrics at `images_seen`."""
         self.history([(int(time.time() * 1000), images_seen, dict(metrics))])
 
     @_one_line_errors
@@ -174,6 +175,7 @@ class Tracker:
 
     @_one_line_errors
     def artifact(self, path: Path) -> None:
+        """Keep a file."""
         self.client.log_artifact(self.run_id, str(path))
 
     @_one_line_errors

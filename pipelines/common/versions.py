@@ -7,4 +7,5 @@ LIBRARIES = ("torch", "ray", "pyarrow", "pillow", "mlflow", "numpy")
 
 
 def library_versions() -> dict[str, str]:
+    """Version of Python and of each library that decides results."""
     return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}

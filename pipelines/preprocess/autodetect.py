@@ -28,6 +28,8 @@ GREY_MODES = frozenset({"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L"})
 
 
 class SuggestedFormat(NamedTuple):
+    """What suits some images."""
+
     resolution: int
     """The largest power of two up to 1.15 times the median of the shorter sides, from 8 to 128"""
     channels: int

@@ -38,6 +38,7 @@ class Members(NamedTuple):
 
 
 def is_container(path: bytes) -> bool:
+    """Whether a file of this name holds many images."""
     return path.endswith(CONTAINER_ENDINGS)
 
 

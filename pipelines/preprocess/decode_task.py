@@ -149,6 +149,8 @@ def _read_container(
 
 
 class Rejection(NamedTuple):
+    """Why a file is no image of the dataset."""
+
     reason: str
     detail: str
     """What the library said, or "" """

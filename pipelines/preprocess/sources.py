@@ -21,6 +21,8 @@ LISTS = (b".txt", b".lst")
 
 
 class Source(NamedTuple):
+    """One input under a name that does not say where it lies."""
+
     name: str
     base: Location
     """Folder that the paths of its files begin at"""

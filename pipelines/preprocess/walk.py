@@ -34,6 +34,7 @@ class Files(NamedTuple):
     """Nanoseconds since 1970; 0 of what could not be read"""
 
     def add(self, path: bytes, size: int, mtime_ns: int) -> None:
+        """Add one file."""
         self.paths.append(path)
         self.sizes.append(size)
         self.mtimes_ns.append(mtime_ns)

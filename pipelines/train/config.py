@@ -49,6 +49,7 @@ class TrainSettings(TrainConfig):
 
     @property
     def fewest_and_most_workers(self) -> tuple[int, int]:
+        """Both ends of the range of workers."""
         fewest, _, most = self.workers.partition(":")
         return int(fewest), int(most or fewest)
 

@@ -24,7 +24,7 @@ _LINES_AT_ONCE = 1000
 
 
 class ProgressHead(Record):
-    """The first line of `progress.jsonl`"""
+    """The first line of `progress.jsonl`."""
 
     format: ClassVar[str] = "glo-progress"
     error: ClassVar[type[UserError]] = CheckpointError

@@ -46,6 +46,7 @@ class Mailbox:
         self._failure: UserError | None = None
 
     def put_report(self, report: Report) -> None:
+        """Take a report of rank 0."""
         self._reports.append(report)
 
     def take_reports(self) -> list[Report]:
@@ -54,6 +55,7 @@ class Mailbox:
         return reports
 
     def put_picture(self, picture: Picture) -> None:
+        """Take a picture of rank 0."""
         self._pictures.append(picture)
 
     def take_pictures(self) -> list[Picture]:
@@ -62,12 +64,15 @@ class Mailbox:
         return pictures
 
     def request_stop(self) -> None:
+        """Ask the ranks to stop."""
         self._stop = True
 
     def stop_requested(self) -> bool:
+        """Whether somebody asked to end with a checkpoint."""
         return self._stop
 
     def put_failure(self, error: UserError) -> None:
+        """Take the user's error that ended a rank."""
         self._failure = error
 
     def failure(self) -> UserError | None:
@@ -87,14 +92,17 @@ class RayRuntime(TorchDistributed):
         """Of the actor to `stop_requested`, while it is on its way"""
 
     def report(self, images_seen: int, metrics: Metrics) -> None:
+        """Hand metrics on; called on rank 0."""
         ray.get(self.mailbox.put_report.remote(Report(int(time.time() * 1000), images_seen, metrics)))
 
     def picture(self, images_seen: int, name: str, picture: Image.Image) -> None:
+        """Hand a picture of the series `name` on; called on rank 0."""
         file = io.BytesIO()
         picture.save(file, "PNG")
         self.mailbox.put_picture.remote(Picture(images_seen, name, file.getvalue()))
 
     def stop_requested(self) -> bool:
+        """Whether somebody asked to end with a checkpoint."""
         # Rank 0 alone asks the actor. A step never waits for the answer, which is read at a later call.
         if self.rank == 0 and not self.stop:
             if self._answer is None:
@@ -104,4 +112,5 @@ class RayRuntime(TorchDistributed):
         return self.stop
 
     def preempted(self) -> bool:
+        """Whether a machine is about to be taken away."""
         return ray.train.get_preemption_info() is not None
