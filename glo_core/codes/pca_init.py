@@ -45,7 +45,7 @@ def reduced_pixels(images: UInt8[Tensor, "n height width channels"], side: int =
 
 
 class PcaInit:
-    """The principal components of a dataset; a run keeps them, so that images appended later are mapped in the same way."""
+    """The principal components of a dataset; a run keeps them, so that images appended later are mapped alike."""
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ class RidgeRegression:
         return self
 
     def solve(self, runtime: Runtime) -> Float[Tensor, "dim+1 dim"]:
-        """The weights W of outputs = [inputs 1] W, fitted to the rows of all ranks, float64 `[dim + 1, dim]` on the CPU.
+        """The weights W of outputs = [inputs 1] W over the rows of all ranks, float64 `[dim + 1, dim]` on the CPU.
 
         W = (G + P)^+ [X 1]^T Y with G = [X 1]^T [X 1] and the penalty P = `RIDGE` mean(diag G) I, which spares the
         constant. Every rank calls this. Without rows W is zero.

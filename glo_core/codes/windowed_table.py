@@ -106,7 +106,7 @@ class WindowedTable:
             self._next.update(itertools.pairwise(numbers))
 
     def fetch(self, rows: Int[Int64Array, " b"]) -> Int[Tensor, " b"]:
-        """Bring the windows of `rows` (int64 `[b]`) into memory; returns the rows' slots in `resident`, to change there.
+        """Bring the windows of `rows` (int64 `[b]`) into memory; the caller may change the rows there.
 
         The rows of a lane may lie in as many windows as it has slots. Those of a step do, if a window has at least as
         many rows as a lane has in a step.
