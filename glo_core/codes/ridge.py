@@ -27,7 +27,7 @@ class RidgeRegression:
         self.products += other.products
         return self
 
-    def solve(self, runtime: Runtime) -> Float[Tensor, "dim+1 dim"]:
+    def solve(self, runtime: Runtime) -> Float[Tensor, "inputs_and_one dim"]:
         """The weights W of outputs = [inputs 1] W over the rows of all ranks, float64 `[dim + 1, dim]` on the CPU.
 
         W = (G + P)^+ [X 1]^T Y with G = [X 1]^T [X 1] and the penalty P = `RIDGE` mean(diag G) I, which spares the

@@ -39,7 +39,7 @@ class WindowedTable:
         self,
         config: ResolvedCodeConfig,
         ids: Int[Int64Array, " n"],
-        first: Int[Int64Array, " lanes+1"],
+        first: Int[Int64Array, " lanes_and_end"],
         window: int,
         *,
         device: torch.device,

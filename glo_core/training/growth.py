@@ -56,7 +56,7 @@ def _fit(
     learner: Learner,
     images: ImageSource,
     rows: Int[Int64Array, " n"],
-    weights: Float[Tensor, "dim+1 dim"] | None,
+    weights: Float[Tensor, "inputs_and_one dim"] | None,
 ) -> None:
     """Map the initial codes of `rows` by `weights`, and take `FIT_STEPS` steps on them under the EMA decoder."""
     config, table = learner.config, learner.table
