@@ -1,7 +1,7 @@
 """Checkpoints written on a thread while training goes on.
 
-a step's boundary: copy of the state -> thread of every rank: its shards, hashed | all ranks agree that
-all is written | rank 0 writes the mark, and deletes older ones
+copy of the state at a step's boundary -> a thread of every rank writes and hashes its shards -> all ranks agree that
+every part is written -> rank 0 writes the commit mark, and deletes older checkpoints
 """
 
 import contextlib
@@ -28,20 +28,22 @@ from glo_core.common.tensor_files import tensor_bytes
 from glo_core.data.image_source import ImageSource, rows_of_shards
 
 NICENESS = 19
-"""Of the writing thread: the lowest priority there is"""
+"""Of the writing thread: the lowest priority of Linux"""
 DecoderFiles = dict[str, bytes | dict[str, torch.Tensor]]
-"""A JSON file, or the tensors of a safetensors file, by the file's name"""
+"""By the file's name: the bytes of a JSON file, or the tensors of a safetensors file"""
 
 
 class CheckpointWriter:
     """Writes and commits `<run>/checkpoints/<images seen>`; every rank calls each method at the same step."""
 
     def __init__(self, run: Path, images: ImageSource, runtime: Runtime, *, keep: int = 2) -> None:
-        """Write for `run`.
+        """Write checkpoints of `run`.
 
         Args:
-            images: of this rank; its shards are this rank's parts.
-            keep: how many committed checkpoints to leave, besides the best.
+            run: directory of the run.
+            images: of this rank; their code shards are the parts that it writes.
+            runtime: this rank and its connection to the others.
+            keep: number of committed checkpoints that are left, besides the one of the highest training PSNR.
         """
         self.run, self.images, self.runtime, self.keep = run, images, runtime, keep
         self._copy: CodeTable | None = None
@@ -52,23 +54,26 @@ class CheckpointWriter:
 
     @property
     def written(self) -> bool:
-        """Whether this rank's thread has ended, well or not."""
+        """Whether this rank's thread has ended, with or without an error."""
         return self._thread is not None and not self._thread.is_alive()
 
     def begin(self, table: Table, record: CheckpointRecord, decoder_files: Callable[[], DecoderFiles]) -> None:
-        """Copy the state and let a thread write it; waits for an earlier one first.
+        """Copy the state and let a thread write it, after the checkpoint before is committed.
+
+        Nothing is written if there is a committed checkpoint of the record's position. A `WindowedTable` is written
+        before this returns, because the next step would change its files.
 
         Args:
             table: codes of this rank.
-            record: what `checkpoint.json` will hold, but for the parts.
-            decoder_files: gives a copy of the decoder's files; called on rank 0.
+            record: the content of `checkpoint.json`, but for the parts.
+            decoder_files: returns a copy of the decoder's files; called on rank 0.
 
         Raises:
-            UserError: if the earlier one could not be written.
+            UserError: on every rank, if a rank could not write its parts of the checkpoint before.
         """
         self.finish()
         if self.runtime.all_gather((self.run / "checkpoints" / str(record.position.images_seen) / MARK).exists())[0]:
-            return  # Committed before the interruption: whatever is finished is not written again.
+            return  # It was committed before an interruption.
         self._record = record
         table = table.snapshot(self._copy)
         self._copy = table if isinstance(table, CodeTable) else None
@@ -76,15 +81,16 @@ class CheckpointWriter:
         self._parts, self._error = {}, None
         self._thread = threading.Thread(target=self._write, args=(self._directory(record), table, files), daemon=True)
         self._thread.start()
-        if self._copy is None:  # Read from the files that the next step would change.
+        if self._copy is None:  # The thread reads from files that the next step would change.
             self.finish()
 
     def _directory(self, record: CheckpointRecord) -> Path:
         return self.run / "checkpoints" / str(record.position.images_seen)
 
     def _write(self, directory: Path, table: Table, files: DecoderFiles) -> None:
-        # Writing takes what training leaves idle; a table on disk is written while training waits.
-        if sys.platform == "linux" and isinstance(table, CodeTable):  # Where each thread has a priority of its own.
+        # On Linux each thread has its own priority: the thread takes the time that training leaves idle. While a
+        # table on disk is written, training waits, and the thread keeps its priority.
+        if sys.platform == "linux" and isinstance(table, CodeTable):
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         try:
@@ -98,7 +104,7 @@ class CheckpointWriter:
             self._error = error
 
     def finish(self) -> None:
-        """Wait for the thread of every rank and commit; nothing if none is running.
+        """Wait for the thread of every rank and commit its checkpoint; nothing if there is no thread.
 
         Raises:
             UserError: on every rank, if a rank could not write its parts.
@@ -112,20 +118,20 @@ class CheckpointWriter:
         ranks = self.runtime.all_gather((self._record.position, self._parts, failure))
         if self._error is not None and not isinstance(self._error, UserError):
             raise self._error
-        for _, _, complaint in ranks:
-            if complaint:
-                raise UserError(complaint)
+        for _, _, rank_failure in ranks:
+            if rank_failure:
+                raise UserError(rank_failure)
         if self.runtime.rank == 0:
             if any(position != ranks[0][0] for position, _, _ in ranks):
                 raise RuntimeError(f"ranks are at different positions: {[position for position, _, _ in ranks]}")
-            parts = {name: part for _, of_rank, _ in ranks for name, part in of_rank.items()}
+            parts = {name: part for _, rank_parts, _ in ranks for name, part in rank_parts.items()}
             write_record(self._directory(self._record) / MARK, dataclasses.replace(self._record, parts=parts))
             prune(self.run, self.keep)
         self.runtime.all_gather(None)
 
 
 class _Hashing:
-    """A file for writing that hashes what passes, so that nothing is read again."""
+    """A file for writing that hashes the bytes as they pass, so that they need not be read again."""
 
     closed = False
 
@@ -146,7 +152,7 @@ class _Hashing:
 
 @contextlib.contextmanager
 def _written(directory: Path, name: str, parts: dict[str, Part]) -> Iterator[_Hashing]:
-    """A file of the checkpoint, to be written from its first byte to its last."""
+    """A file of a checkpoint, written from its first byte to its last; its part is added to `parts`."""
     with atomic_write(directory / name) as temporary, temporary.open("wb") as file:
         hashing = _Hashing(file)
         yield hashing
@@ -154,6 +160,7 @@ def _written(directory: Path, name: str, parts: dict[str, Part]) -> Iterator[_Ha
 
 
 def _write_shard(file: _Hashing, table: Table, first: int, last: int) -> None:
+    """Write a code shard, the rows `first` to before `last`, as a Parquet file."""
     columns = table.read(first, last)
     raw = columns[raw_name(table.config)]
     arrays = {"image_id": pa.array(table.ids[first:last])}
@@ -166,7 +173,7 @@ def _write_shard(file: _Hashing, table: Table, first: int, last: int) -> None:
         arrays[name] = flat
     fields = [pa.field(name, array.type, nullable=False) for name, array in arrays.items()]
     schema = pa.schema(fields, CODES_METADATA)
-    # Of floats neither a dictionary nor the least and the greatest are worth their time.
+    # Dictionaries and statistics of floats cost time and save nothing.
     with pq.ParquetWriter(
         pa.PythonFile(file, "w"), schema, compression="none", use_dictionary=False, write_statistics=["image_id"]
     ) as writer:

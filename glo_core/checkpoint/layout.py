@@ -1,4 +1,4 @@
-"""Where the parts of a checkpoint lie. It is committed whole: parts first, `checkpoint.json` last."""
+"""The files of a checkpoint. It is committed whole: parts first, `checkpoint.json` last."""
 
 import shutil
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from glo_core.common.records import Record, read_record
 CODES_METADATA = {"format": "glo-codes", "format_version": "1"}
 """Of the schema of every Parquet file of codes"""
 MARK = "checkpoint.json"
-"""Written last: a checkpoint without it is none"""
+"""The commit mark, written last: a directory without it is no checkpoint"""
 DECODER_PARTS = ("decoder.json", "ema.safetensors")
-"""What a decoder alone needs"""
+"""The parts that a decoder without codes needs"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,10 @@ class Position:
 
     images_seen: int = 0
     phase: int = 0
+    """Number of the phase"""
     epoch: int = 0
     step: int = 0
+    """Number of the next step in its epoch"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +33,14 @@ class Part:
     """One file of a checkpoint."""
 
     bytes: int
+    """The file's length"""
     blake3: str
     """BLAKE3-128 of the file, in hex"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointRecord(Record):
-    """What `checkpoint.json` holds."""
+    """The content of `checkpoint.json`."""
 
     format: ClassVar[str] = "glo-checkpoint"
     error: ClassVar[type[UserError]] = CheckpointError
@@ -47,7 +50,9 @@ class CheckpointRecord(Record):
     snapshot: str
     """Digest of the dataset's snapshot that was trained on"""
     code_shards: int
+    """S"""
     code_dim: int
+    """Dimensions of a code"""
     projection: Literal["sphere", "ball"]
     code_optimizer: Literal["adam", "adagrad", "sgd"]
     precision: Literal["float32", "float64"]
@@ -63,7 +68,7 @@ def shard_name(shard: int) -> str:
 
 
 def committed_checkpoints(run: Path) -> list[Path]:
-    """Committed checkpoints of a run, oldest first."""
+    """Directories of the committed checkpoints of a run, oldest first."""
     marks = (run / "checkpoints").glob(f"*/{MARK}")
     return sorted((mark.parent for mark in marks if mark.parent.name.isdigit()), key=lambda path: int(path.name))
 
@@ -82,18 +87,20 @@ def newest_checkpoint_directory(run: Path) -> Path:
 
 def prune(run: Path, keep: int) -> None:
     """Delete committed checkpoints but for the last `keep` and the one of the highest training PSNR."""
-    marks = committed_checkpoints(run)
+    checkpoints = committed_checkpoints(run)
     best = max(
-        marks, key=lambda path: read_record(path / MARK, CheckpointRecord).train_psnr or float("-inf"), default=None
+        checkpoints,
+        key=lambda path: read_record(path / MARK, CheckpointRecord).train_psnr or float("-inf"),
+        default=None,
     )
-    for old in marks[:-keep]:
-        if old != best:
-            (old / MARK).unlink()  # First the mark, so that a half deleted checkpoint is none.
-            shutil.rmtree(old)
+    for checkpoint in checkpoints[:-keep]:
+        if checkpoint != best:
+            (checkpoint / MARK).unlink()  # First the mark: without it a half deleted checkpoint counts as uncommitted.
+            shutil.rmtree(checkpoint)
 
 
 def sweep_uncommitted(run: Path) -> None:
-    """Delete what killed writers left. Call it on one rank, before any rank writes."""
+    """Delete uncommitted checkpoints, which killed writers left. Call it on one rank, before any rank writes."""
     for path in (run / "checkpoints").glob("*"):
         if not (path / MARK).exists():
             shutil.rmtree(path, ignore_errors=True)

@@ -47,12 +47,12 @@ class Checkpoint:
 
     @property
     def code_config(self) -> ResolvedCodeConfig:
-        """What is known of the codes: their dimension and projection; the rest is the default."""
+        """A config with the codes' dimension and projection; the other fields have their defaults."""
         return ResolvedCodeConfig(dim=self.code_dim, projection=self.projection)
 
     @property
     def digest(self) -> str:
-        """Digest of the content: position, snapshot and every part."""
+        """Digest of position, snapshot and every part, in hex."""
         record = dataclasses.asdict(self.record)
         return digest_json({key: record[key] for key in ("position", "snapshot", "parts")})
 
@@ -78,12 +78,20 @@ class Checkpoint:
         return path
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """Tensors of `<name>.safetensors`, on the CPU."""
+        """The tensors of `<name>.safetensors`, on the CPU; errors as of `part`."""
         return read_tensors(self.part(f"{name}.safetensors"))
 
     def shard(self, shard: int, columns: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
-        """Columns of one code shard: `image_id` int64 `[n]`, `code` and Adam's moments `[n, code_dim]`, ..."""
-        table = read_parquet(self.part(shard_name(shard)), columns)
+        """Columns of one code shard, by name: `image_id` int64 `[n]`, `code` and Adam's moments `[n, code_dim]`, ...
+
+        Args:
+            shard: its number.
+            columns: names; None for all.
+
+        Raises:
+            CheckpointError: if the part is missing, cut short or altered.
+        """
+        table = read_parquet(self.part(shard_name(shard)), columns, CheckpointError)
         values = {}
         for name in table.column_names:
             column = table.column(name).combine_chunks()
@@ -112,18 +120,18 @@ class Checkpoint:
         return decoder.eval()
 
     def codes(self) -> tuple[Int64Array, npt.NDArray[Any]]:
-        """Every image id, int64 `[n]` ascending, and its code, `[n, code_dim]`."""
+        """Every image id, int64 `[n]` ascending, and its code, `[n, code_dim]`; errors as of `shard`."""
         shards = [self.shard(s, ["image_id", "code"]) for s in range(self.code_shards)]
         ids = np.concatenate([shard["image_id"] for shard in shards])
         order = np.argsort(ids)
         return ids[order], np.concatenate([shard["code"] for shard in shards])[order]
 
     def decoder_record(self) -> DecoderRecord:
-        """What `decoder.json` holds."""
+        """The content of `decoder.json`; errors as of `part`."""
         return read_record(self.part("decoder.json"), DecoderRecord)
 
     def decoder_differences(self, config: ResolvedDecoderConfig, shape: Shape) -> Sequence[str]:
-        """`key: old -> new` for every setting that another decoder would change."""
+        """A line `key: old -> new` for every setting in which a decoder of `config` and `shape` differs."""
         old, new = self.decoder_record(), DecoderRecord.of(config, shape)
         return differences(
             {"decoder": dataclasses.asdict(old.config), **old.shape._asdict()},

@@ -51,13 +51,13 @@ def without_imports(identity: dict[str, Any]) -> dict[str, Any]:
 
     A file must not choose which code is run: such a setting comes from the user's own command or recipe.
     """
-    kept = {}
+    safe = {}
     for key, value in identity.items():
         if isinstance(value, dict):
-            kept[key] = without_imports(value)
+            safe[key] = without_imports(value)
         elif not (key in ("kind", "perceptual_network") and ":" in str(value)):
-            kept[key] = value
-    return kept
+            safe[key] = value
+    return safe
 
 
 def read_run_record(directory: Path) -> RunRecord | None:

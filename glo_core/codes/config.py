@@ -13,9 +13,9 @@ class CodeConfig(Config):
     dim: AutoInt = None
     """Latent dimensions; auto takes the images' resolution, but 16 at least and 128 at most"""
     init: Literal["pca", "random"] = "pca"
-    """Codes start from the images' principal components, or from a Gaussian"""
+    """Initial codes: the images' principal components, or draws from a Gaussian"""
     init_scale: float = 1.0
-    """Root mean square norm of random start codes"""
+    """Root mean square norm of random initial codes"""
     projection: Literal["sphere", "ball"] = "sphere"
     """Unit sphere in the forward pass (seed), or unit ball after each update (paper)"""
     optimizer: Literal["adam", "adagrad", "sgd"] = "adam"

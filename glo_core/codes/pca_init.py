@@ -1,4 +1,4 @@
-"""Where codes start: a Gaussian, or the principal components of the images.
+"""Initial codes: from a Gaussian, or from the principal components of the images.
 
 Both are functions of the seed, the images and their ids, never of how many ranks share the work.
 """
@@ -10,7 +10,7 @@ import torch
 
 from glo_core.codes.config import ResolvedCodeConfig
 from glo_core.codes.projection import to_sphere
-from glo_core.common.arrays import Int64Array, row_chunks
+from glo_core.common.arrays import Int, Int64Array, row_chunks
 from glo_core.common.counter_rng import key64, normal
 from glo_core.common.runtime import Runtime
 from glo_core.common.shapes import Float, Tensor, UInt8
@@ -18,30 +18,34 @@ from glo_core.common.tensor_files import read_tensors, tensor_bytes
 from glo_core.data.image_source import ImageSource
 
 PCA_SIDE = 32
-"""Images larger than this are reduced by area before their covariance is taken."""
+"""Pixels of a side; larger images are reduced by area before their covariance is taken"""
 CHUNK = 2048
-"""Images in memory at once."""
+"""Images in memory at once"""
 
 
-def random_codes(config: ResolvedCodeConfig, ids: Int64Array, seed: int) -> Float[Tensor, "n dim"]:
-    """Gaussian codes with a mean squared norm of scale^2: N(0, scale^2 I / dim). float64 `[n, dim]`."""
+def random_codes(config: ResolvedCodeConfig, ids: Int[Int64Array, " n"], seed: int) -> Float[Tensor, "n dim"]:
+    """Draw from N(0, scale^2 I / dim), whose mean squared norm is scale^2; float64 `[n, dim]`.
+
+    Row i depends on `seed` and `ids[i]` (int64 `[n]`) alone.
+    """
     return torch.from_numpy(normal(key64("codes", seed), ids, config.dim)) * (config.init_scale / config.dim**0.5)
 
 
 def reduced_pixels(images: UInt8[Tensor, "n height width channels"], side: int = PCA_SIDE) -> Float[Tensor, "n pixels"]:
-    """Sums over squares of pixels, at most `side` squares a side. uint8 `[n, H, W, C]` -> float64 `[n, pixels]`.
+    """Sum the pixels of each square, with at most `side` squares a side: uint8 `[n, H, W, C]` to float64 `[n, pixels]`.
 
-    Sums, not means: they stay integers, and so do the sums of their products (below 2^53 for 10^7 images of
+    Sums and no means: they stay integers, and so do the sums of their products (below 2^53 for 10^7 images of
     128 px). In float64 the covariance is then exact, and the same bits come out at every world size.
     """
     n, height, width, channels = images.shape
     factor = max(1, height // side)
+    # Axes [image, row of squares, row in a square, column of squares, column in a square, channel].
     squares = images.reshape(n, height // factor, factor, width // factor, factor, channels)
     return squares.sum(dim=(2, 4), dtype=torch.int64).reshape(n, -1).double()
 
 
 class PcaInit:
-    """The principal components of a dataset, kept so that rows which arrive later start alike."""
+    """The principal components of a dataset; a run keeps them, so that images appended later are mapped alike."""
 
     def __init__(
         self,
@@ -63,7 +67,14 @@ class PcaInit:
 
     @classmethod
     def fit(cls, images: ImageSource, dim: int, runtime: Runtime) -> "PcaInit":
-        """One pass over the images of all ranks for the covariance, a second for the norms of the scores."""
+        """Find the components of the images of all ranks; every rank calls this with its own.
+
+        One pass over the images gives the covariance, a second one the norms of the scores.
+
+        Args:
+            images: of this rank.
+            dim: number of components, the codes' dimension.
+        """
         side = min(images.resolution, PCA_SIDE)
         pixels = side**2 * images.channels
         device = runtime.device
@@ -80,50 +91,54 @@ class PcaInit:
         components, scale = _principal(products / count - torch.outer(mean, mean), dim)
         for tensor in (components, scale):
             runtime.broadcast(tensor)  # Ranks on other hardware may round the eigenvectors otherwise.
-        start = cls(mean.cpu(), components.cpu(), scale.cpu(), torch.ones(()).double())
-        start.radius = start._norm_quantile(images, 0.99, runtime)
-        return start
+        init = cls(mean.cpu(), components.cpu(), scale.cpu(), torch.ones(()).double())
+        init.radius = init._norm_quantile(images, 0.99, runtime)
+        return init
 
     def scores(self, pixels: Float[Tensor, "n pixels"]) -> Float[Tensor, "n dim"]:
-        """Scaled scores of reduced images `[n, pixels]`, float64 `[n, dim]`; their mean squared norm is 1."""
+        """Scores of reduced images `[n, pixels]` over `scale`, float64 `[n, dim]`; their mean squared norm is 1."""
         return (pixels.to(self.mean) - self.mean) @ self.components / self.scale
 
     def _norm_quantile(self, images: ImageSource, quantile: float, runtime: Runtime) -> Float[Tensor, ""]:
         # A histogram merges over ranks exactly; norms are about 1, so bins of 2^-12 up to 16 hold them.
         bins = torch.zeros(16 << 12, dtype=torch.float64, device=runtime.device)
         for chunk in _chunks(images):
-            places = (self.scores(chunk).norm(dim=1) * 4096).long().clamp_max(len(bins) - 1)
-            bins += torch.bincount(places, minlength=len(bins)).to(bins)
+            indices = (self.scores(chunk).norm(dim=1) * 4096).long().clamp_max(len(bins) - 1)
+            bins += torch.bincount(indices, minlength=len(bins)).to(bins)
         cumulative = runtime.all_reduce_sum(bins).cumsum(0)
-        place = torch.searchsorted(cumulative, quantile * cumulative[-1])
-        return (place + 1).double().cpu() / 4096
+        index = torch.searchsorted(cumulative, quantile * cumulative[-1])
+        return (index + 1).double().cpu() / 4096
 
     def codes(
-        self, config: ResolvedCodeConfig, images: ImageSource, rows: Int64Array, seed: int
+        self, config: ResolvedCodeConfig, images: ImageSource, rows: Int[Int64Array, " n"], seed: int
     ) -> Float[Tensor, "n dim"]:
-        """Start codes of the images at `rows` (int64 `[n]`), float64 `[n, dim]`."""
+        """Initial raw codes of the images at `rows` (int64 `[n]`), float64 `[n, dim]`.
+
+        On the sphere they have norm 1; in the ball 99 in 100 have a norm of at most 1.
+        """
         scores = self.scores(reduced_pixels(images.take(rows)))
         noise = random_codes(config, images.ids[rows], seed)
-        # Dimensions above the rank, and images that are the mean itself, would otherwise never leave zero.
-        dead = self.components.abs().sum(0) == 0
-        codes = torch.where(dead, 1e-2 * noise, scores)
+        # Dimensions above the rank of the images would be zero in every code: they get small noise.
+        unused = self.components.abs().sum(0) == 0
+        codes = torch.where(unused, 1e-2 * noise, scores)
         if config.projection == "ball":
             # Images without any variance have no radius, and their noise is small already.
-            return codes if dead.all() else codes / self.radius
+            return codes if unused.all() else codes / self.radius
+        # An image that is the mean itself has no direction: it gets a random one.
         return to_sphere(torch.where(codes.norm(dim=1, keepdim=True) < 1e-12, noise, codes))
 
     def to_bytes(self) -> bytes:
-        """A safetensors file of the basis."""
+        """A safetensors file of the four tensors."""
         return tensor_bytes(
             {"mean": self.mean, "components": self.components, "scale": self.scale, "radius": self.radius}
         )
 
     @classmethod
     def load(cls, path: Path) -> "PcaInit":
-        """Read what `to_bytes` made.
+        """Read the file that `to_bytes` made.
 
         Raises:
-            UserError: if the file is missing or not whole.
+            CheckpointError: if the file is missing or not whole.
         """
         return cls(**read_tensors(path))
 
@@ -141,7 +156,7 @@ def _principal(
     return components, variances.sum().sqrt().clamp_min(1e-12)
 
 
-def _chunks(images: ImageSource) -> Iterator[torch.Tensor]:
+def _chunks(images: ImageSource) -> Iterator[Float[Tensor, "n pixels"]]:
     """Reduced pixels of all images, float64 `[<= CHUNK, pixels]`."""
     for rows in row_chunks(len(images.ids), CHUNK):
         yield reduced_pixels(images.take(rows))

@@ -10,24 +10,29 @@ RIDGE = 1e-3
 
 
 class RidgeRegression:
-    """From start codes to learned codes: where the model expects an image that it has not seen."""
+    """The map from initial codes to learned codes; it tells where the model expects an image that it has not seen."""
 
     def __init__(self, dim: int) -> None:
-        # [X 1]^T [X 1 Y] over the rows.
+        """Begin without rows; inputs and outputs have `dim` values each."""
+        # [X 1]^T [X 1 Y] over the rows. Axes [input or 1, input or 1 or output].
         self.products = torch.zeros(dim + 1, 2 * dim + 1, dtype=torch.float64)
 
     def add(self, inputs: Float[Tensor, "n dim"], outputs: Float[Tensor, "n dim"]) -> None:
-        """Add rows, `[n, dim]` each."""
+        """Add rows: initial codes and learned codes, `[n, dim]` each, any floating dtype."""
         left = _with_one(inputs)
         self.products += left.T @ torch.cat([left, outputs.double()], dim=1)
 
     def merge(self, other: "RidgeRegression") -> "RidgeRegression":
-        """Add the rows of `other`."""
+        """Add the rows that `other` has met; returns this regression."""
         self.products += other.products
         return self
 
-    def solve(self, runtime: Runtime) -> Float[Tensor, "inputs dim"]:
-        """The map from inputs and a one to outputs over the rows of all ranks, float64 `[dim + 1, dim]`."""
+    def solve(self, runtime: Runtime) -> Float[Tensor, "inputs_and_one dim"]:
+        """The weights W of outputs = [inputs 1] W over the rows of all ranks, float64 `[dim + 1, dim]` on the CPU.
+
+        W = (G + P)^+ [X 1]^T Y with G = [X 1]^T [X 1] and the penalty P = `RIDGE` mean(diag G) I, which spares the
+        constant. Every rank calls this. Without rows W is zero.
+        """
         sums = runtime.all_reduce_sum(self.products.to(runtime.device)).cpu()
         size = len(sums)
         gram, target = sums[:, :size], sums[:, size:]
@@ -38,9 +43,9 @@ class RidgeRegression:
 
 
 def apply_ridge(inputs: Float[Tensor, "n dim"], weights: Float[Tensor, "dim+1 dim"]) -> Float[Tensor, "n dim"]:
-    """Outputs of `inputs` `[n, dim]` by what `RidgeRegression.solve` returned, in the type of `inputs`.
+    """Map `inputs` `[n, dim]` by the `weights` of `RidgeRegression.solve`; dtype and device of `inputs`.
 
-    A row that is sent to zero has no direction: it stays as it is.
+    A row whose output has a norm of at most 1e-6 has no direction: it keeps its input.
     """
     mapped = _with_one(inputs) @ weights.to(inputs.device)
     return torch.where(mapped.norm(dim=1, keepdim=True) > 1e-6, mapped, inputs.double()).to(inputs)

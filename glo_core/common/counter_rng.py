@@ -7,7 +7,7 @@ import hashlib
 
 import numpy as np
 
-from glo_core.common.arrays import Float64Array, Int64Array, UInt64Array
+from glo_core.common.arrays import Float, Float64Array, Int, Int64Array, UInt, UInt64Array
 from glo_core.common.digests import canonical_json
 
 
@@ -25,8 +25,11 @@ def key64(*parts: int | np.integer | str) -> int:
     return int.from_bytes(hashlib.blake2b(canonical_json(parts), digest_size=8).digest(), "little")
 
 
-def mix64(key: int, ids: Int64Array) -> UInt64Array:
-    """Hash `ids` (any shape) under `key`: SplitMix64's finalizer (Steele et al., OOPSLA 2014), a bijection of ids."""
+def mix64(key: int, ids: Int[Int64Array, "*shape"]) -> UInt[UInt64Array, "*shape"]:
+    """Hash `ids` (int64, any shape) under a 64-bit `key`, uint64 in the same shape.
+
+    SplitMix64's finalizer (Steele et al., OOPSLA 2014), a bijection of ids: different ids have different hashes.
+    """
     with np.errstate(over="ignore"):
         x = ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -34,13 +37,14 @@ def mix64(key: int, ids: Int64Array) -> UInt64Array:
         return x ^ (x >> np.uint64(31))
 
 
-def uniform(key: int, ids: Int64Array) -> Float64Array:
-    """Uniform on (0, 1), float64, in the shape of `ids`."""
+def uniform(key: int, ids: Int[Int64Array, "*shape"]) -> Float[Float64Array, "*shape"]:
+    """Uniform on the open interval (0, 1), float64, in the shape of `ids` (int64)."""
     return ((mix64(key, ids) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 
-def normal(key: int, ids: Int64Array, dim: int) -> Float64Array:
-    """Standard normal `[len(ids), dim]`, float64: row i depends on `key` and `ids[i]` alone (Box-Muller)."""
+def normal(key: int, ids: Int[Int64Array, " n"], dim: int) -> Float[Float64Array, "n {dim}"]:
+    """Standard normal values (Box-Muller), float64 `[n, dim]`: row i depends on `key` and `ids[i]` alone."""
+    # Axes [row, column]: a counter for each value, the row's hash plus the column.
     columns = np.arange(dim, dtype=np.int64)
     row_keys = mix64(key, ids).view(np.int64)[:, None]
     radius = np.sqrt(-2 * np.log(uniform(key64(key, "radius"), row_keys + columns)))

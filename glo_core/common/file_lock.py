@@ -1,4 +1,4 @@
-"""A lock on a directory that a dead process does not hold."""
+"""A lock on a directory, which the kernel releases when its holder dies."""
 
 import contextlib
 import fcntl
@@ -12,12 +12,12 @@ from glo_core.common.errors import UserError
 
 @contextlib.contextmanager
 def file_lock(directory: Path) -> Iterator[None]:
-    """Hold the lock of `directory` for the length of the block.
+    """Hold the lock of `directory`, which is created if it is missing, for the length of the block.
 
-    The kernel releases it when the holder dies, so that a dead process's lock does not hold.
+    The kernel releases the lock when its holder dies.
 
     Raises:
-        UserError: if another live process holds it.
+        UserError: if another live process holds the lock.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("a+") as lock:

@@ -1,7 +1,7 @@
-"""Files that are whole or absent: atomic writes, JSON and Parquet, digests.
+"""Files that are whole or absent: atomic writes, and Parquet files that are opened with a check.
 
 Every format of the project is written through `atomic_write`: the bytes go to a temporary name beside the
-final one, are flushed to the disk, and are renamed. A reader never meets half a file.
+final one, are flushed to the disk, and are renamed. A reader sees a whole file or none.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ def atomic_write(place: Path | Location) -> Iterator[Path]:
     """Yield a temporary path; rename it to `place`, or upload it there, when the block ends without an error.
 
     Raises:
-        UserError: if the disk is full (or a quota or a size limit is met).
+        UserError: if the disk is full, or a quota or a size limit is reached.
     """
     path = Location(place).path
     if path is None:
@@ -43,8 +43,8 @@ def atomic_write(place: Path | Location) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -65,7 +65,7 @@ def sweep_temporary(directory: Path) -> None:
 
 
 def write_bytes(place: Path | Location, data: bytes) -> None:
-    """Write `data` as the file `place`, whole or not at all."""
+    """Write `data` as the file `place`, whole or not at all; errors as of `atomic_write`."""
     with atomic_write(place) as temporary:
         temporary.write_bytes(data)
 
@@ -129,13 +129,13 @@ def read_parquet(
 
 
 def not_whole(place: Path | Location, kind: str, error: Exception) -> str:
-    """The line about a file that is cut short or damaged."""
+    """One line for the user about a file that is cut short or damaged."""
     reason = str(error).splitlines()[0]
     return f"{place}: not a whole {kind} file ({Location(place).size()} bytes; {reason}); copy it back"
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> Sequence[str]:
-    """`key: old -> new` for every key in which two (nested) configs differ."""
+    """Compare two (nested) configs: a line `key: old -> new` for every key in which they differ, sorted by key."""
     lines: list[str] = []
     for key in sorted({*old, *new}):
         before, after = old.get(key), new.get(key)

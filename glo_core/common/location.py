@@ -22,6 +22,7 @@ class Location:
     _uri: SplitResult | None
 
     def __init__(self, place: "str | Path | Location") -> None:
+        """Take a path, the text of one, a URI or another location; `file://` URIs are local paths."""
         if isinstance(place, Location):
             self._path, self._uri = place._path, place._uri
             return
@@ -46,7 +47,7 @@ class Location:
 
     @property
     def parent(self) -> "Location":
-        """The location of the folder."""
+        """The directory that this lies in."""
         return Location(self._path.parent) if self._path else self._at(self._text_path.rpartition("/")[0])
 
     def __truediv__(self, name: str) -> "Location":
@@ -70,7 +71,7 @@ class Location:
         self._path, self._uri = state
 
     def absolute(self) -> "Location":
-        """The same location; a local one with an absolute path."""
+        """A local path from the root on; a remote location as it is."""
         return Location(self._path.absolute()) if self._path else self
 
     # ---------------------------------------------------------------- reading
@@ -85,15 +86,15 @@ class Location:
         return fs.get_file_info(path)
 
     def exists(self) -> bool:
-        """Whether there is a file or a folder."""
+        """Whether there is a file or directory here."""
         return self._path.exists() if self._path else bool(self.info().type != pafs.FileType.NotFound)
 
     def is_dir(self) -> bool:
-        """Whether there is a folder."""
+        """Whether there is a directory here."""
         return self._path.is_dir() if self._path else bool(self.info().type == pafs.FileType.Directory)
 
     def size(self) -> int:
-        """Bytes of the file."""
+        """The file's length in bytes."""
         return self._path.stat().st_size if self._path else int(self.info().size)
 
     def read_bytes(self) -> bytes:
@@ -121,8 +122,8 @@ class Location:
     def names(self) -> list[str]:
         """Names of the files directly below, sorted; none if there is no such directory."""
         fs, path = self.file_system()
-        found = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-        return sorted(info.base_name for info in found if info.type == pafs.FileType.File)
+        infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        return sorted(info.base_name for info in infos if info.type == pafs.FileType.File)
 
     # ---------------------------------------------------------------- writing
 
@@ -169,9 +170,9 @@ class Location:
     def _at(self, path: str) -> "Location":
         """Another path of the same store; not parsed, since `#` and `?` are letters like others in a key."""
         assert self._uri is not None
-        place = object.__new__(Location)
-        place._path, place._uri = None, self._uri._replace(path=path)
-        return place
+        location = object.__new__(Location)
+        location._path, location._uri = None, self._uri._replace(path=path)
+        return location
 
 
 @functools.cache

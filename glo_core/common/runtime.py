@@ -7,46 +7,51 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
+from glo_core.common.shapes import Shaped, Tensor
+
 Metrics = dict[str, float]
 
 
 @runtime_checkable
 class Runtime(Protocol):
-    """A rank, its device, and its way to the others."""
+    """One rank and its connection to the other ranks. Every rank calls each collective at the same step."""
 
     rank: int
+    """From 0 to `world_size` - 1"""
     world_size: int
+    """Number of ranks"""
     device: torch.device
+    """Where this rank computes, and where tensors of the collectives lie"""
 
-    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum of `tensor` over all ranks, in place."""
+    def all_reduce_sum(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+        """Replace `tensor` by its sum over all ranks, and return it; any shape, the same on every rank."""
         ...
 
-    def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Rank 0's `tensor`, in place."""
+    def broadcast(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+        """Replace `tensor` by that of rank 0, and return it; any shape, the same on every rank."""
         ...
 
     def all_gather(self, value: Any) -> list[Any]:
-        """Small picklable `value`s of all ranks, in the order of ranks; waits for every rank."""
+        """Return the `value` of every rank, in the order of ranks; `value` is small and can be pickled."""
         ...
 
     def report(self, images_seen: int, metrics: Metrics) -> None:
-        """Hand metrics to whoever tracks the run; called on rank 0."""
+        """Hand `metrics` at `images_seen` images to whoever tracks the run; called on rank 0."""
         ...
 
     shows_pictures: bool
-    """Whether anybody looks at pictures; the same on every rank"""
+    """Whether somebody looks at pictures; the same on every rank"""
 
     def picture(self, images_seen: int, name: str, picture: Image.Image) -> None:
-        """Hand over one picture of the series `name`; called on rank 0."""
+        """Hand over a picture of the series `name` at `images_seen` images; called on rank 0."""
         ...
 
     def stop_requested(self) -> bool:
-        """True once somebody asked this rank to end with a checkpoint."""
+        """Whether this rank was asked to end training with a checkpoint."""
         ...
 
     def preempted(self) -> bool:
-        """Whether a rank's machine is about to be taken away: the same on every rank, which all call it together."""
+        """Whether the machine of any rank is about to be taken away; the same answer on every rank."""
         ...
 
 
@@ -66,34 +71,34 @@ class SingleProcess:
         self.shows_pictures = on_picture is not None
         self.stop = False
 
-    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum of `tensor` over all ranks, in place."""
+    def all_reduce_sum(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+        """Return `tensor` as it is: there is one rank."""
         return tensor
 
-    def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Rank 0's `tensor`, in place."""
+    def broadcast(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+        """Return `tensor` as it is."""
         return tensor
 
     def all_gather(self, value: Any) -> list[Any]:
-        """The `value`s of all ranks, in the order of ranks."""
+        """Return `[value]`."""
         return [value]
 
     def report(self, images_seen: int, metrics: Metrics) -> None:
-        """Hand metrics on; called on rank 0."""
+        """Call `on_report`."""
         if self.on_report:
             self.on_report(images_seen, metrics)
 
     def picture(self, images_seen: int, name: str, picture: Image.Image) -> None:
-        """Hand a picture of the series `name` on; called on rank 0."""
+        """Call `on_picture`."""
         if self.on_picture:
             self.on_picture(images_seen, name, picture)
 
     def stop_requested(self) -> bool:
-        """Whether somebody asked to end with a checkpoint."""
+        """Whether `stop` was set."""
         return self.stop
 
     def preempted(self) -> bool:
-        """Whether a machine is about to be taken away."""
+        """False: nobody tells a single process."""
         return False
 
 
@@ -109,35 +114,35 @@ class TorchDistributed(SingleProcess):
         super().__init__(device, on_report, on_picture)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
 
-    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum of `tensor` over all ranks, in place."""
+    def all_reduce_sum(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+        """Replace `tensor` by its sum over all ranks, and return it."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Rank 0's `tensor`, in place."""
+    def broadcast(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+        """Replace `tensor` by that of rank 0, and return it."""
         if self.world_size > 1:
             dist.broadcast(tensor, src=0)
         return tensor
 
     def all_gather(self, value: Any) -> list[Any]:
-        """The `value`s of all ranks, in the order of ranks."""
+        """Return the `value` of every rank, in the order of ranks."""
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
 
 
 class AllReduceSum(torch.autograd.Function):
-    """Sum over ranks that gradients flow through: the adjoint of a sum over ranks is a sum over ranks."""
+    """A sum over ranks that gradients flow through: the adjoint of a sum over ranks is a sum over ranks."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor, runtime: Runtime) -> torch.Tensor:
-        """The sum of `tensor` over all ranks."""
+    def forward(ctx: Any, tensor: Shaped[Tensor, "*shape"], runtime: Runtime) -> Shaped[Tensor, "*shape"]:
+        """Sum a copy of `tensor` over the ranks of `runtime`."""
         ctx.runtime = runtime
         return runtime.all_reduce_sum(tensor.clone())
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """The sum of the gradient over all ranks."""
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """Sum a copy of the gradient over the same ranks."""
         return ctx.runtime.all_reduce_sum(grads[0].clone()), None

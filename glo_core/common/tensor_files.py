@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from glo_core.common.errors import UserError
+from glo_core.common.errors import CheckpointError
 from glo_core.common.files import not_whole, write_bytes
 
 METADATA = {"format_version": "1"}
@@ -28,7 +28,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Read the tensors of a safetensors file, on the CPU.
 
     Raises:
-        UserError: if the file is missing or not whole.
+        CheckpointError: if the file is missing or not whole.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -36,6 +36,6 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; copy it back") from None
+        raise CheckpointError(f"{path}: no such file; copy it back") from None
     except SafetensorError as error:
-        raise UserError(not_whole(path, "safetensors", error)) from None
+        raise CheckpointError(not_whole(path, "safetensors", error)) from None

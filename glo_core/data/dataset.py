@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from glo_core.common.arrays import Int64Array, UInt8Array
+from glo_core.common.arrays import Int, Int64Array, UInt8Array
 from glo_core.common.errors import DatasetError
 from glo_core.common.location import Location
 from glo_core.common.shapes import Tensor, UInt8
@@ -22,7 +22,10 @@ from glo_core.dataset_format.snapshots import Snapshot, read_dataset, removed_id
 
 
 class _Batch(NamedTuple):
+    """One record batch of a block: the images of one code shard, or the held-out ones."""
+
     ids: Int64Array
+    """int64 `[n]`, ascending"""
     pixels: UInt8Array
     """uint8 `[n, H * W * C]`, a view of the mapped file"""
 
@@ -34,6 +37,11 @@ class BlockImages:
     """
 
     def __init__(self, dataset: "Dataset", shards: Sequence[int], *, holdout: bool = False) -> None:
+        """Map the training images of `shards`, in that order, or all held-out images.
+
+        Raises:
+            DatasetError: if a block is missing or damaged.
+        """
         self.shards: Sequence[int] = list(shards)
         self.code_shards = dataset.config.code_shards
         self.resolution, self.channels = dataset.config.resolution, dataset.config.channels
@@ -46,21 +54,22 @@ class BlockImages:
             readers = [_local_copy(reader, batches, Path(self._scratch.name)) for reader in readers]
             batches = range(len(batches))
         self._batches = [_read_batch(reader, index) for index in batches for reader in readers]
-        # On the axis of all rows of these batches [n]: the batch of each row, its place there, and its id
+        # Axis [row of all these batches]: the batch of each row, its offset in the batch, and its image id.
         part = np.repeat(np.arange(len(self._batches)), [len(batch.ids) for batch in self._batches])
         offset = np.concatenate([np.arange(len(batch.ids)) for batch in self._batches] or [np.empty(0, np.int64)])
         ids = np.concatenate([batch.ids for batch in self._batches] or [np.empty(0, np.int64)])
-        live = ~np.isin(ids, dataset.removed)
-        self.ids: Int64Array = ids[live]
+        mask = ~np.isin(ids, dataset.removed)
+        self.ids: Int64Array = ids[mask]
         """Image ids, int64 `[rows]`, shard by shard and ascending in each"""
-        self._part, self._offset = part[live], offset[live]
+        self._part, self._offset = part[mask], offset[mask]
 
-    def take(self, rows: Int64Array) -> UInt8[Tensor, "b height width channels"]:
-        """The images at `rows` (int64 `[n]`), uint8 `[n, H, W, C]`."""
+    def take(self, rows: Int[Int64Array, " b"]) -> UInt8[Tensor, "b height width channels"]:
+        """Copy the images at `rows` (int64 `[b]`), uint8 `[b, H, W, C]` in host memory."""
         images = np.empty((len(rows), self.resolution, self.resolution, self.channels), np.uint8)
+        # Axes [image, pixel x channel]: a view of `images`, one image a row as in a block.
         flat = images.reshape(len(rows), -1)
-        for place, (part, offset) in enumerate(zip(self._part[rows], self._offset[rows], strict=True)):
-            flat[place] = self._batches[part].pixels[offset]
+        for index, (part, offset) in enumerate(zip(self._part[rows], self._offset[rows], strict=True)):
+            flat[index] = self._batches[part].pixels[offset]
         return torch.from_numpy(images)
 
     def select(self, shards: Sequence[int]) -> "BlockImages":
@@ -78,6 +87,7 @@ def _local_copy(reader: Any, indices: Sequence[int], scratch: Path) -> Any:
 
 
 def _read_batch(reader: Any, index: int) -> _Batch:
+    """The record batch `index` of a block, without a copy."""
     batch = reader.get_batch(index)
     images, width = batch.column("image"), batch.schema.field("image").type.byte_width
     pixels = np.frombuffer(images.buffers()[1], np.uint8, count=len(images) * width, offset=images.offset * width)
@@ -107,7 +117,7 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """The digest of the snapshot, which identifies what the dataset holds."""
+        """The digest of the snapshot, in hex, which identifies what the dataset holds."""
         return self.snapshots[-1].digest
 
     @property

@@ -3,34 +3,34 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from glo_core.common.arrays import Int64Array
+from glo_core.common.arrays import Int, Int64Array, row_chunks
 from glo_core.common.shapes import Tensor, UInt8
 from glo_core.data.config import Cache
 from glo_core.data.image_source import ImageSource
 
 DEVICE_SHARE, HOST_SHARE = 0.5, 0.25
-"""Of the free memory, what `auto` lets images take"""
+"""The shares of free device and host memory that `auto` lets images take"""
 _CHUNK = 4096
+"""Images that are copied together"""
 
 
 class ResidentImages:
     """Images of one rank as one tensor, on the device or in (pinned) host memory; see `ImageSource`."""
 
     def __init__(self, images: ImageSource, device: torch.device, *, pinned: bool = False) -> None:
+        """Copy all of `images` to `device`; `pinned` host memory can be copied to a GPU without waiting."""
         self.ids, self.shards, self.code_shards = images.ids, images.shards, images.code_shards
         self.resolution, self.channels, self.snapshot = images.resolution, images.channels, images.snapshot
         self._source = images
         shape = (len(images.ids), images.resolution, images.resolution, images.channels)
         self._images = torch.empty(shape, dtype=torch.uint8, device=device, pin_memory=pinned)
-        for first in range(0, len(images.ids), _CHUNK):
-            rows = np.arange(first, min(first + _CHUNK, len(images.ids)))
-            self._images[first : first + len(rows)] = images.take(rows)
+        for rows in row_chunks(len(images.ids), _CHUNK):
+            self._images[int(rows[0]) : int(rows[-1]) + 1] = images.take(rows)
 
-    def take(self, rows: Int64Array) -> UInt8[Tensor, "b height width channels"]:
-        """Images at `rows`, uint8 `[b, H, W, C]`, where they lie."""
+    def take(self, rows: Int[Int64Array, " b"]) -> UInt8[Tensor, "b height width channels"]:
+        """The images at `rows` (int64 `[b]`), uint8 `[b, H, W, C]`, on the device that holds them."""
         return self._images[torch.from_numpy(rows).to(self._images.device, non_blocking=True)]
 
     def select(self, shards: Sequence[int]) -> ImageSource:
@@ -39,10 +39,14 @@ class ResidentImages:
 
 
 def place_images(images: ImageSource, cache: Cache, device: torch.device, ranks: int = 1) -> ImageSource:
-    """`images` where `cache` says; "auto" takes the fastest place with room, "disk" leaves them where they are.
+    """Copy `images` to where `cache` says.
 
     Args:
-        ranks: that may share this machine's memory.
+        images: of this rank.
+        cache: "device" and "host" copy the images there, "disk" leaves them as they are, and "auto" takes the first of
+            these three that has room.
+        device: that the rank trains on.
+        ranks: number of ranks that may share this machine's memory.
     """
     size = len(images.ids) * images.resolution**2 * images.channels
     if cache == "auto":
@@ -59,7 +63,7 @@ def place_images(images: ImageSource, cache: Cache, device: torch.device, ranks:
 
 
 def _free_host_memory() -> int:
-    """Bytes that can be had without swapping; 0 where the system does not tell."""
+    """Bytes of host memory that are available without swapping; 0 where the system does not tell."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         return int(lines["MemAvailable"].split()[0]) * 1024

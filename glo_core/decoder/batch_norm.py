@@ -13,39 +13,52 @@ from glo_core.common.shapes import Float, Tensor
 class MaskedBatchNorm(nn.Module):
     """Batch normalization whose statistics are those of the whole global batch, padding left out.
 
-    Count, sum and sum of squares are summed over ranks inside the graph, so that values and gradients are the
-    same at every world size (`torch.nn.SyncBatchNorm` refuses CPU tensors and knows no mask). Who shares the batch is
-    told by `shared_batch`; without it every input is valid and there are no other ranks.
+    y = weight (x - mean) / sqrt(var + eps) + bias (Ioffe and Szegedy, arXiv 1502.03167). Count, sum and sum of squares
+    are summed over ranks inside the graph, so that values and gradients are the same at every world size
+    (`torch.nn.SyncBatchNorm` refuses CPU tensors and has no mask). `shared_batch` sets the mask and the ranks that
+    share the batch; without it every input is valid and there are no other ranks.
     """
 
-    running_mean: torch.Tensor
-    running_var: torch.Tensor
+    running_mean: Tensor
+    """`[channels]`"""
+    running_var: Tensor
+    """Unbiased, `[channels]`"""
 
     def __init__(self, channels: int, momentum: float, eps: float = 1e-5) -> None:
+        """Begin with weight 1, bias 0 and statistics of N(0, 1).
+
+        Args:
+            channels: of the inputs.
+            momentum: weight of a new batch in the running statistics, in [0, 1].
+            eps: added to the variance.
+        """
         super().__init__()
         self.momentum, self.eps = momentum, eps
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
-        self.mask: torch.Tensor | None = None
+        self.mask: Tensor | None = None
         self.runtime: Runtime | None = None
 
     def forward(self, x: Float[Tensor, "b channels *space"]) -> Float[Tensor, "b channels *space"]:
-        """Normalize `x`, `[b, channels, ...]`."""
+        """Normalize `x` `[b, channels, ...]`: in training by the batch's statistics, else by the running ones."""
         mean, var = self._batch_statistics(x) if self.training else (self.running_mean, self.running_var)
         scale = self.weight * torch.rsqrt(var + self.eps)
         shift = self.bias - mean * scale
-        aside = (...,) + (None,) * (x.ndim - 2)
-        return torch.addcmul(shift[aside], x, scale[aside])
+        # Axes [channel, 1, ...]: as many axes behind the channel as `x` has.
+        behind = (...,) + (None,) * (x.ndim - 2)
+        return torch.addcmul(shift[behind], x, scale[behind])
 
     def _batch_statistics(
         self, x: Float[Tensor, "b channels *space"]
     ) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
-        # E[x] and E[x^2] - E[x]^2 over the valid inputs of all ranks, from one sum over ranks.
-        channels, area, places = x.shape[1], x[0, 0].numel(), tuple(range(2, x.ndim))
+        """E[x] and E[x^2] - E[x]^2 over the valid inputs of all ranks, from one sum over ranks."""
+        channels, area, space = x.shape[1], x[0, 0].numel(), tuple(range(2, x.ndim))
         mask = x.new_ones(len(x)) if self.mask is None else self.mask
-        sums = mask @ (x.sum(dim=places) if places else x)
-        squares = mask @ (x.square().sum(dim=places) if places else x.square())
+        # Axis [channel]: `mask` [b] times sums over space [b, channel].
+        sums = mask @ (x.sum(dim=space) if space else x)
+        squares = mask @ (x.square().sum(dim=space) if space else x.square())
+        # Axis [sums of channels, squares of channels, count].
         statistics = torch.cat([sums, squares, (mask.sum() * area).reshape(1)])
         if self.runtime is not None and self.runtime.world_size > 1:
             statistics = AllReduceSum.apply(statistics, self.runtime)  # type: ignore[no-untyped-call]
@@ -63,7 +76,9 @@ def shared_batch(decoder: nn.Module, mask: Float[Tensor, " b"], runtime: Runtime
     """Within the block, batch statistics of `decoder` are those of the valid inputs of all ranks.
 
     Args:
-        mask: 1 for images and 0 for padding, `[b]`.
+        decoder: the module whose batch norms are meant, at any depth.
+        mask: 1 for images and 0 for padding, `[b]`, in the decoder's dtype.
+        runtime: the ranks that share the batch; every rank calls the decoder at the same step.
     """
     norms = [module for module in decoder.modules() if isinstance(module, MaskedBatchNorm)]
     for norm in norms:
@@ -76,17 +91,22 @@ def shared_batch(decoder: nn.Module, mask: Float[Tensor, " b"], runtime: Runtime
 
 
 def mask_batch_norms(module: nn.Module) -> nn.Module:
-    """`module` with every batch norm of PyTorch replaced by one that is exact at every world size.
+    """Replace every batch norm of PyTorch in `module` by a `MaskedBatchNorm`, which is exact at every world size.
+
+    Weights, biases and running statistics are copied.
+
+    Returns:
+        `module`, changed in place; a new module if it is a batch norm itself.
 
     Raises:
-        ValueError: if one keeps no running statistics, or cumulative ones.
+        ValueError: if a batch norm has no running statistics, or cumulative ones.
     """
     return _masked(module, {})
 
 
-def _masked(module: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Module:
-    if module in known:  # One norm may stand in several places.
-        return known[module]
+def _masked(module: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.Module:
+    if module in replacements:  # A module may be a child of several modules.
+        return replacements[module]
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         if module.momentum is None or not module.track_running_stats:
             raise ValueError(
@@ -95,10 +115,10 @@ def _masked(module: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Module:
         masked = MaskedBatchNorm(module.num_features, module.momentum, module.eps)
         tensors = {name: value for name, value in module.state_dict().items() if name in masked.state_dict()}
         masked.load_state_dict(tensors, strict=False)
-        known[module] = masked.requires_grad_(module.affine)
+        replacements[module] = masked.requires_grad_(module.affine)
         return masked
-    known[module] = module
+    replacements[module] = module
     for name, child in module._modules.items():
         if child is not None:
-            module._modules[name] = _masked(child, known)
+            module._modules[name] = _masked(child, replacements)
     return module

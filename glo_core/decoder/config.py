@@ -11,11 +11,10 @@ MODULE = "module"
 """The kind of a decoder that a notebook gives as an `nn.Module`"""
 
 _WIDTHS = {"seed": (12, 512), "dcgan": (8, 384), "residual": (6, 256)}
-"""Channels at 4 px where no filters are given: for each pixel of the side, and at most; about equal in operations"""
-
-
+"""Channels at 4 px for `filters` auto, by kind: per pixel of the images' side, and at most. All kinds then take about
+as many operations"""
 _NARROWEST = 16
-"""Channels of a layer at least, where no filters are given"""
+"""The least number of channels of a layer for `filters` auto"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,9 @@
-"""What a decoder takes: parameters, operations, memory for the backward pass."""
+"""The cost of a decoder: parameters, operations, memory for the backward pass."""
 
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -13,38 +13,47 @@ def num_parameters(module: nn.Module) -> int:
 
 
 class Cost(NamedTuple):
-    """What a decoder takes."""
+    """The cost of a decoder."""
 
     parameters: int
+    """Trained values"""
     flops: int
-    """Floating-point operations of decoding one image, a multiplication and an addition being two; a step of training
-    takes three times as many: forward, by the inputs, by the weights"""
+    """Floating-point operations of decoding one image; a multiplication and an addition are two. A step of training
+    takes three times as many: the forward pass, the gradient by the inputs, the gradient by the weights"""
     activations: int
     """Values that the backward pass needs of each image"""
 
 
 _COUNTED = 7
-"""Images of the batch that is counted: a number that no weight has as its first size"""
+"""Images of the batch that is counted: a number that is not the first size of any weight"""
 
 
 def cost(decoder: nn.Module, code_dim: int) -> Cost | None:
-    """Count on PyTorch's meta device: nothing is computed. `decoder` is left there.
+    """Count the cost of `decoder` on PyTorch's meta device, where nothing is computed; `decoder` is moved there.
 
-    None for a decoder of the user's that cannot run there.
+    Args:
+        decoder: codes `[b, code_dim]` to images.
+        code_dim: dimensions of a code.
+
+    Returns:
+        None if the decoder cannot run on that device, as a decoder of the user's may.
     """
-    held: dict[int, torch.Tensor] = {}
+    activations_by_storage: dict[int, Tensor] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.ndim > 1 and len(tensor) == _COUNTED:  # Of the batch; weights and statistics are not.
-            held[tensor.untyped_storage()._cdata] = tensor
+    def save(tensor: Tensor) -> Tensor:
+        if tensor.ndim > 1 and len(tensor) == _COUNTED:  # An activation of the batch; weights have another first size.
+            activations_by_storage[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
     decoder = decoder.to("meta").train()
     codes = torch.zeros(_COUNTED, code_dim, device="meta")
-    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor),
+    ):
         try:
             decoder(codes)
-        except Exception:  # Whatever the user's code raises: it trains all the same.
+        except Exception:  # The user's code may raise anything; training does not need the cost.
             return None
-    activations = sum(tensor.numel() for tensor in held.values()) // _COUNTED
+    activations = sum(tensor.numel() for tensor in activations_by_storage.values()) // _COUNTED
     return Cost(num_parameters(decoder), counter.get_total_flops() // _COUNTED, activations)

@@ -1,4 +1,4 @@
-"""`decoder.json`: all that makes a decoder of the same kind."""
+"""`decoder.json`: the config and the shape of a decoder."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,7 +13,7 @@ from glo_core.decoder.config import MODULE, DecoderConfig, ResolvedDecoderConfig
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderRecord(Record):
-    """What `decoder.json` holds."""
+    """The content of `decoder.json`."""
 
     format: ClassVar[str] = "glo-decoder"
     error: ClassVar[type[UserError]] = CheckpointError
@@ -21,9 +21,11 @@ class DecoderRecord(Record):
 
     config: ResolvedDecoderConfig
     code_dim: int
+    """Dimensions of a code"""
     resolution: int
     """Side of the images in pixels"""
     channels: int
+    """1 for grey, 3 for colour"""
 
     @classmethod
     def of(cls, config: ResolvedDecoderConfig, shape: Shape) -> "DecoderRecord":

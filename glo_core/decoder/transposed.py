@@ -1,4 +1,4 @@
-"""Decoders of transposed convolutions: the seed's and DCGAN's."""
+"""Decoders of transposed convolutions: the kinds seed and dcgan."""
 
 import itertools
 
@@ -20,6 +20,16 @@ class TransposedDecoder(nn.Module):
     def __init__(
         self, shape: Shape, widths: tuple[int, ...], *, kernel: int, last_kernel: int, last_bias: bool, momentum: float
     ) -> None:
+        """Build the layers in PyTorch's initial state.
+
+        Args:
+            shape: what the decoder maps between.
+            widths: channels at 4, 8, 16, ... px, one number for each doubling.
+            kernel: side of the transposed convolutions but for the first and the last.
+            last_kernel: side of the last one.
+            last_bias: whether the last one has a bias.
+            momentum: weight of a new batch in the running statistics.
+        """
         super().__init__()
         layers = [nn.ConvTranspose2d(shape.code_dim, widths[0], 4, bias=False)]
         layers += [_doubling(a, b, kernel, bias=False) for a, b in itertools.pairwise(widths)]
@@ -29,7 +39,7 @@ class TransposedDecoder(nn.Module):
 
     @classmethod
     def seed(cls, config: DecoderConfig, shape: Shape, seed: int) -> "TransposedDecoder":
-        """The seed's: kernels of `kernel_size`, which it has at 5, the last of 3, Xavier's start."""
+        """The kind seed: kernels of `kernel_size` (5 in the seed), the last of 3, Xavier's uniform initial weights."""
         decoder = cls(
             shape,
             config.widths(shape.resolution),
@@ -46,7 +56,7 @@ class TransposedDecoder(nn.Module):
 
     @classmethod
     def dcgan(cls, config: DecoderConfig, shape: Shape, seed: int) -> "TransposedDecoder":
-        """DCGAN's generator (Radford et al., arXiv 1511.06434): kernels of 4, no bias, weights from N(0, 0.02^2)."""
+        """The kind dcgan (Radford et al., arXiv 1511.06434): kernels of 4, no bias, weights from N(0, 0.02^2)."""
         decoder = cls(
             shape,
             config.widths(shape.resolution),
@@ -61,7 +71,7 @@ class TransposedDecoder(nn.Module):
         return decoder
 
     def forward(self, codes: Float[Tensor, "b code_dim"]) -> Float[Tensor, "b channels side side"]:
-        """Images of `codes`, in [-1, 1]."""
+        """Images of `codes` `[b, code_dim]`, `[b, channels, side, side]` in (-1, 1)."""
         x = codes[:, :, None, None]
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x = F.relu(norm(convolution(x)))

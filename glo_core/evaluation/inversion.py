@@ -40,7 +40,7 @@ class Inverter:
         decoder: torch.nn.Module,
         projection: str,
         start: PcaInit | None,
-        weights: Float[Tensor, "inputs dim"] | None,
+        weights: Float[Tensor, "inputs_and_one dim"] | None,
         learned: Float[Tensor, "m dim"],
         config: InvertConfig,
     ) -> None:

@@ -40,10 +40,10 @@ TERMS = ("mse", "l1", "pairwise", "pyramid", "ssim", "perceptual")
 
 
 def loss_terms(text: str) -> dict[str, float]:
-    """Weights by name of "pyramid + 0.5 mse".
+    """Parse a sum such as "pyramid + 0.5 mse" into the weight of each term by its name.
 
     Raises:
-        ValueError: if it is no sum of weighted, known terms.
+        ValueError: if `text` is no sum of weighted terms of `TERMS`, each at most once.
     """
     weights: dict[str, float] = {}
     for part in text.split("+"):

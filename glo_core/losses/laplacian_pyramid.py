@@ -8,10 +8,11 @@ from glo_core.losses.pixel import _PIXELS
 
 
 def laplacian_pyramid(images: Float[Tensor, "b channels h w"], levels: int) -> list[Float[Tensor, "b channels _ _"]]:
-    """Burt and Adelson's pyramid of `images` `[b, channels, h, w]`, finest first, the low-pass residual last.
+    """The Laplacian pyramid (Burt and Adelson, IEEE Trans. Communications 1983) of `images` `[b, channels, h, w]`.
 
-    Reduced by the binomial kernel (1 4 6 4 1) / 16 along each side, mirrored at the border, and every second value;
-    expanded by zeros between the values and the same kernel, doubled.
+    Level j is `[b, channels, h / 2^j, w / 2^j]`, the finest first; the low-pass residual comes last. To reduce, smooth
+    by the binomial kernel (1 4 6 4 1) / 16 along each side, mirrored at the border, and take every second value. To
+    expand, put zeros between the values and smooth by the same kernel, doubled.
     """
     pyramid = []
     for _ in range(levels):
@@ -24,6 +25,7 @@ def laplacian_pyramid(images: Float[Tensor, "b channels h w"], levels: int) -> l
 
 
 def _binomial(images: Float[Tensor, "b channels h w"]) -> Float[Tensor, "b channels h w"]:
+    """Smooth by (1 4 6 4 1) / 16 along each side, mirrored at the border."""
     channels = images.shape[1]
     kernel = images.new_tensor([1, 4, 6, 4, 1]) / 16
     padded = F.pad(images, (2, 2, 2, 2), mode="reflect")
@@ -34,7 +36,10 @@ def _binomial(images: Float[Tensor, "b channels h w"]) -> Float[Tensor, "b chann
 def pyramid_l1(
     prediction: Float[Tensor, "b channels h w"], target: Float[Tensor, "b channels h w"], levels: int, falloff: float
 ) -> Float[Tensor, " b"]:
-    """sum_j falloff^j mean |L^j(prediction) - L^j(target)| of each image, `[b]` (arXiv 1707.05776, section 3.2)."""
+    """sum_j falloff^j mean |L^j(prediction) - L^j(target)| of each image, `[b]` (arXiv 1707.05776, section 3.2).
+
+    L^j is level j of the pyramid, from 0, the finest; the last one is the low-pass residual.
+    """
     # The pyramid is linear: that of the difference is the difference of the two.
     differences = laplacian_pyramid(prediction - target, levels)
     return sum(

@@ -3,11 +3,12 @@
 from glo_core.common.shapes import Float, Tensor
 
 _PIXELS = (1, 2, 3)
+"""The axes of one image"""
 
 
 def mse(prediction: Float[Tensor, "b channels h w"], target: Float[Tensor, "b channels h w"]) -> Float[Tensor, " b"]:
     """Mean squared error of each image, `[b]`."""
-    # Not flattened: that would copy channels-last images, and hand their layout's opposite to the backward pass.
+    # A mean over three axes: flattening would copy channels-last images, and change the backward pass's layout.
     return (prediction - target).square().mean(dim=_PIXELS)
 
 
@@ -19,7 +20,7 @@ def l1(prediction: Float[Tensor, "b channels h w"], target: Float[Tensor, "b cha
 def pairwise(
     prediction: Float[Tensor, "b channels h w"], target: Float[Tensor, "b channels h w"]
 ) -> Float[Tensor, " b"]:
-    """Mean squared error of all pairs of differences within each image, `[b]`: the seed's loss.
+    """Mean squared difference of the errors of all pairs of values within each image, `[b]`: the seed's loss.
 
     With d = prediction - target over the n values of an image, 2 sum(d^2) / (n - 1) - 2 sum(d)^2 / (n (n - 1)),
     which is twice the variance of d: a uniform shift of brightness costs nothing.

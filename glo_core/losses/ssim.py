@@ -15,8 +15,8 @@ def ssim(prediction: Float[Tensor, "b channels h w"], target: Float[Tensor, "b c
     K = (0.01, 0.03), biased variances (Wang, Bovik, Sheikh and Simoncelli, IEEE TIP 2004).
     """
     size = min(11, prediction.shape[-1])
-    places = torch.arange(size, dtype=prediction.dtype, device=prediction.device) - (size - 1) / 2
-    window = torch.exp(-places.square() / (2 * 1.5**2))
+    offsets = torch.arange(size, dtype=prediction.dtype, device=prediction.device) - (size - 1) / 2
+    window = torch.exp(-offsets.square() / (2 * 1.5**2))
     window = window / window.sum()
     channels = prediction.shape[1]
 

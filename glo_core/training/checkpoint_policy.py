@@ -1,6 +1,6 @@
-"""When to write a checkpoint and when to stop: asked of every rank, answered alike on every rank at the same step.
+"""When to write a checkpoint and when to stop: one decision, which every rank knows at the same step.
 
-images seen, the clock, a machine about to go, a wish to stop -> flags summed over ranks -> checkpoint | stop | go on
+the clock, a preempted machine, a request to stop -> flags summed over ranks -> checkpoint | stop | continue
 """
 
 import time
@@ -17,9 +17,9 @@ from glo_core.training.learner_state import checkpoint_record, decoder_files
 from glo_core.training.meter import Meter
 
 AGREE_STEPS = 8
-"""Ranks tell each other every so many steps what they know."""
+"""Steps between two exchanges of flags"""
 PREEMPTION_SECONDS = 5.0
-"""Between two looks at whether a machine is about to go"""
+"""Seconds between two looks at whether a machine is about to be taken away"""
 
 
 class CheckpointPolicy:
@@ -34,32 +34,40 @@ class CheckpointPolicy:
         run: Path | None,
         refresh: Callable[[], None],
     ) -> None:
-        """Keep `learner` in `run`; None keeps nothing.
+        """Write checkpoints of `learner` to `run`.
 
         Args:
+            learner: what a checkpoint holds.
             images: of this rank.
-            refresh: recomputes the averaged decoder's running statistics, before each checkpoint.
+            meter: counts the time that checkpoints take.
+            intervals: how often checkpoints are written.
+            run: directory of the run; None writes nothing.
+            refresh: recomputes the EMA decoder's running statistics, before each checkpoint.
         """
         self.learner, self.meter, self.intervals, self.refresh = learner, meter, intervals, refresh
         self.runtime, self.images = learner.runtime, images
         self._writer = CheckpointWriter(run, images, self.runtime) if run is not None else None
         self._agreement = Agreement(self.runtime)
-        self._since = self._looked = time.monotonic()
-        self._leaving = False
-        self._kept: Position | None = None
+        self._checkpoint_time = self._look_time = time.monotonic()
+        self._preempted = False
+        self._last_position: Position | None = None
+        """Of the last checkpoint"""
 
     def agree(self, position: Position) -> bool:
-        """Whether to stop; on the way, begin or end a checkpoint that is due.
+        """Begin a checkpoint that is due, commit one that is written, and return whether to stop.
+
+        Args:
+            position: where training stands.
 
         Raises:
             UserError: on every rank, if a rank could not write its parts.
-            DivergedError: if a checkpoint is due and the training has diverged.
+            DivergedError: on every rank, if a checkpoint is due and the training has diverged.
         """
         now = time.monotonic()
         stop, due, look, written = self._agreement.exchange(
             self.runtime.stop_requested(),
-            now - self._since >= 60 * self.intervals.checkpoint_minutes,
-            now - self._looked >= PREEMPTION_SECONDS,
+            now - self._checkpoint_time >= 60 * self.intervals.checkpoint_minutes,
+            now - self._look_time >= PREEMPTION_SECONDS,
             self._writer is not None and self._writer.written,
         )
         if written == self.runtime.world_size:
@@ -71,17 +79,22 @@ class CheckpointPolicy:
         return stop > 0
 
     def _look(self, position: Position) -> None:
-        """Save what a machine holds that is about to go. Training goes on until it does, and then elsewhere."""
+        """Commit a checkpoint if a machine is about to be taken away; training continues until then."""
         self._agreement.forget()
-        leaving = self.runtime.preempted()
-        if leaving and not self._leaving:
+        preempted = self.runtime.preempted()
+        if preempted and not self._preempted:
             self.checkpoint(position)
             self.finish()
-        self._leaving, self._looked = leaving, time.monotonic()
+        self._preempted, self._look_time = preempted, time.monotonic()
 
     def checkpoint(self, position: Position) -> None:
-        """Copy the state, and let a thread write it; nothing where that was done at this position already."""
-        if position == self._kept:
+        """Copy the state and let a thread write it, unless there is a checkpoint of this position already.
+
+        Raises:
+            UserError: on every rank, if a rank could not write its parts of the checkpoint before.
+            DivergedError: on every rank, if a loss, a gradient or a weight is not finite.
+        """
+        if position == self._last_position:
             return
         self.meter.require_finite(position.images_seen)
         with self.meter.timing("checkpoint"):
@@ -90,10 +103,14 @@ class CheckpointPolicy:
                 record = checkpoint_record(self.learner, self.images, position, self.meter.train_psnr)
                 self._writer.begin(self.learner.table, record, lambda: decoder_files(self.learner))
         self._agreement.forget()
-        self._kept, self._since = position, time.monotonic()
+        self._last_position, self._checkpoint_time = position, time.monotonic()
 
     def finish(self) -> None:
-        """Wait until the last checkpoint is committed."""
+        """Wait until the last checkpoint is committed.
+
+        Raises:
+            UserError: on every rank, if a rank could not write its parts.
+        """
         if self._writer is not None:
             with self.meter.timing("checkpoint"):
                 self._writer.finish()

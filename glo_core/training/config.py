@@ -1,4 +1,4 @@
-"""What decides a training's result, and how often things happen in it."""
+"""The settings that decide a training's result, and the intervals of reports, checkpoints and previews."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,10 +11,10 @@ from glo_core.losses.config import PyramidConfig, loss_terms
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Config):
-    """What decides a training's result, but for its length."""
+    """The settings that decide a training's result, except its length."""
 
     seed: int = 0
-    """Seed of the start and of the order of training"""
+    """Seed of the initial weights and codes and of the order of training"""
     batch_size: AutoInt = None
     """Images of one optimizer step over all workers; auto takes 16 to 256, by the number of images"""
     loss: str = "mse"
@@ -83,7 +83,7 @@ class ResolvedTrainConfig(TrainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Intervals(Config):
-    """How often things happen, in images unless said otherwise; none of it changes the result."""
+    """Intervals in images seen, or in minutes; none of them changes the result."""
 
     report: int = 10_000
     """Images between two reports of loss, rates and speed"""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from glo_core.codes.table import Table
-from glo_core.common.errors import UserError
+from glo_core.common.errors import ConfigError, DatasetError
 from glo_core.common.runtime import Runtime
 from glo_core.common.shapes import Float, Tensor
 from glo_core.data.config import Cache
@@ -20,50 +20,65 @@ from glo_core.training.config import ResolvedTrainConfig
 from glo_core.training.learner import Batch, Learner
 
 STATISTICS_STEPS = 16
-"""Batches over which the averaged decoder's running statistics are recomputed."""
+"""Batches over which the EMA decoder's running statistics are recomputed"""
 ASSIGNED_STEPS = 256
-"""Steps whose rows are dealt together."""
+"""Steps whose rows are assigned together"""
 
 
 class EpochBatches:
-    """This rank's share of the order of training."""
+    """This rank's share of the order of training: the batches of an epoch's steps."""
 
     def __init__(
         self, config: ResolvedTrainConfig, images: ImageSource, runtime: Runtime, cache: Cache = "disk"
     ) -> None:
-        """Share `images` (all shards) out by lanes, and keep this rank's where `cache` says.
+        """Take the lanes of this rank, and copy their images to where `cache` says. Every rank calls this.
+
+        Args:
+            config: the recipe.
+            images: of all code shards.
+            runtime: this rank and its connection to the others.
+            cache: where this rank's images lie; see `place_images`.
 
         Raises:
-            UserError: if there are more ranks than lanes, or no images.
+            ConfigError: if there are more ranks than lanes, or a rank has no image.
+            DatasetError: if there is no image at all.
         """
         self.config, self.snapshot = config, images.snapshot
         self.lanes = num_lanes(images.code_shards, config.batch_size)
         if runtime.world_size > self.lanes:
-            raise UserError(too_many_workers(runtime.world_size, images.code_shards, config.batch_size))
+            raise ConfigError(too_many_workers(runtime.world_size, images.code_shards, config.batch_size))
         self.rows_per_step = config.batch_size // self.lanes
-        self.mine = lanes_of_rank(runtime.rank, world_size=runtime.world_size, lanes=self.lanes)
-        shards = [shards_of_lane(int(lane), code_shards=images.code_shards, lanes=self.lanes) for lane in self.mine]
-        mine = images.select([int(shard) for of_lane in shards for shard in of_lane])
-        self.images = place_images(mine, cache, runtime.device, runtime.world_size)
+        self.own_lanes = lanes_of_rank(runtime.rank, world_size=runtime.world_size, lanes=self.lanes)
+        """Numbers of this rank's lanes, int64"""
+        own_images = images.select(self._own_shards(images.code_shards))
+        self.images = place_images(own_images, cache, runtime.device, runtime.world_size)
+        # Since L divides S, an image's lane is id mod L. Axis [row].
         lane_of_row = self.images.ids % self.lanes
+        # Axis [lane], of all ranks: its number of images.
         sizes = torch.zeros(self.lanes, dtype=torch.int64)
         sizes += torch.from_numpy(np.bincount(lane_of_row, minlength=self.lanes))
         self.sizes = runtime.all_reduce_sum(sizes.to(runtime.device)).cpu().numpy()
         if not self.sizes.sum():
-            raise UserError("the dataset has no training image; preprocess a folder that has some")
+            raise DatasetError("the dataset has no training image; preprocess a folder that has some")
         for rank in range(runtime.world_size):
             if not self.sizes[lanes_of_rank(rank, world_size=runtime.world_size, lanes=self.lanes)].sum():
-                raise UserError(
+                raise ConfigError(
                     f"`workers` (={runtime.world_size}): worker {rank} would hold none of the "
                     f"{self.sizes.sum()} images; use fewer workers"
                 )
-        self.first = np.concatenate([[0], np.cumsum(self.sizes[self.mine])])
-        """First row of each of this rank's lanes in its table, and the end"""
+        self.first = np.concatenate([[0], np.cumsum(self.sizes[self.own_lanes])])
+        """First row of each of this rank's lanes in its table, and the end, int64 `[own lanes + 1]`"""
         self.steps = steps_per_epoch(self.sizes, self.rows_per_step)
         self.images_before = images_before_step(self.sizes, self.steps)
+        """Images that an epoch has seen before each step, over all ranks, int64 `[steps + 1]`"""
+
+    def _own_shards(self, code_shards: int) -> list[int]:
+        """The code shards of this rank's lanes, lane by lane: the order of the rows of its table."""
+        lanes = [shards_of_lane(int(lane), code_shards=code_shards, lanes=self.lanes) for lane in self.own_lanes]
+        return [int(shard) for shards in lanes for shard in shards]
 
     def orders(self, epoch: int) -> list[LaneOrder]:
-        """The order of each of this rank's lanes."""
+        """The order of each of this rank's lanes in `epoch`."""
         return [
             LaneOrder(
                 self.images.ids[self.first[i] : self.first[i + 1]],
@@ -75,53 +90,54 @@ class EpochBatches:
                 snapshot=self.snapshot,
                 window=self.config.window,
             )
-            for i, lane in enumerate(self.mine)
+            for i, lane in enumerate(self.own_lanes)
         ]
 
     def steps_from(self, orders: Sequence[LaneOrder], first: int) -> Iterator[LaneEpoch]:
-        """Rows and valid of each step from `first` to the epoch's end, each `[b]`."""
+        """Of each step from `first` to the epoch's end: rows of this rank's table and which are valid, `[b]` each."""
         for start in range(first, self.steps, ASSIGNED_STEPS):
             assigned = self.assign(orders, start, min(start + ASSIGNED_STEPS, self.steps))
             yield from map(LaneEpoch, assigned.rows, assigned.valid)
 
     def batches(self, orders: Sequence[LaneOrder], first: int) -> Iterator[Batch]:
-        """Batches of the steps from `first` to the epoch's end; mapped blocks are read a step ahead, on a thread."""
+        """The batches of the steps from `first` to the epoch's end; a thread reads mapped images one step ahead."""
         steps = self.steps_from(orders, first)
         if isinstance(self.images, ResidentImages):
             yield from (Batch(self.images.take(rows), rows, valid) for rows, valid in steps)
             return
         with ThreadPoolExecutor(1, thread_name_prefix="images") as pool:
-            coming = ((pool.submit(self.images.take, rows), rows, valid) for rows, valid in steps)
-            now = next(coming, None)
-            while now is not None:
-                ahead = next(coming, None)
-                yield Batch(now[0].result(), *now[1:])
-                now = ahead
+            reads = ((pool.submit(self.images.take, rows), rows, valid) for rows, valid in steps)
+            read = next(reads, None)
+            while read is not None:
+                next_read = next(reads, None)
+                yield Batch(read[0].result(), *read[1:])
+                read = next_read
 
     def assign(self, orders: Sequence[LaneOrder], first: int, last: int) -> LaneEpoch:
         """Rows of this rank's table and which are valid, `[last - first, b]`, of the steps `first` to before `last`."""
-        assigned = [of_lane.assign(first, last) for of_lane in orders]
+        assigned = [order.assign(first, last) for order in orders]
+        # Axes [step, row of the step], the lanes side by side; an index into a lane plus the lane's first row.
         rows = np.concatenate([lane.rows + self.first[i] for i, lane in enumerate(assigned)], axis=1)
-        # A lane without images points past its end: any row will do, since none of them is valid.
+        # A lane without images points past its end: any row serves, since none of them is valid.
         rows = np.minimum(rows, max(len(self.images.ids) - 1, 0))
         return LaneEpoch(rows, np.concatenate([lane.valid for lane in assigned], axis=1))
 
     def batches_of_codes(
         self, table: Table, steps: int
     ) -> Iterator[tuple[Float[Tensor, "b dim"], Float[Tensor, " b"]]]:
-        """Codes `[b, dim]` and mask `[b]`, 1 for valid rows, of the first `steps` steps of epoch 0."""
+        """Codes `[b, dim]` and masks `[b]`, 1 for valid rows, of the first `steps` steps of epoch 0."""
         raw = table.resident.raw
         for rows, valid in itertools.islice(self.steps_from(self.orders(0), 0), steps):
             yield table.codes(torch.from_numpy(rows)), torch.from_numpy(valid).to(raw.device, raw.dtype)
 
 
 def refresh_statistics(learner: Learner, epochs: EpochBatches) -> None:
-    """Recompute the running statistics of the averaged decoder over the first batches of epoch 0."""
+    """Recompute the running statistics of the EMA decoder over the first `STATISTICS_STEPS` batches of epoch 0."""
     learner.ema.refresh_statistics(epochs.batches_of_codes(learner.table, STATISTICS_STEPS), learner.runtime)
 
 
 def too_many_workers(workers: int, code_shards: int, batch_size: int) -> str:
-    """The line about more workers than lanes."""
+    """One line for the user about more workers than lanes."""
     lanes = num_lanes(code_shards, batch_size)
     return (
         f"`workers` (={workers}) is more than the {lanes} lanes of `code_shards` (={code_shards}) and "

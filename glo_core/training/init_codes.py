@@ -18,10 +18,17 @@ from glo_core.training.learner import DTYPES
 
 
 def init_table(epochs: EpochBatches, runtime: Runtime, run: Path | None, scratch: Path | None) -> Table:
-    """The codes of this rank at their start; a run keeps its PCA basis.
+    """The code table of this rank with its initial codes. Every rank calls this.
+
+    Args:
+        epochs: the images and lanes of this rank.
+        runtime: this rank and its connection to the others.
+        run: directory of the run, which keeps the principal components as `pca_init.safetensors`; None keeps nothing.
+        scratch: directory on a local disk for a `WindowedTable`.
 
     Raises:
-        ConfigError: if a window has fewer rows than a lane has in a step.
+        ConfigError: if a window has fewer rows than a lane has in a step, or `scratch` does not take the files.
+        CheckpointError: if the run's `pca_init.safetensors` is not whole.
     """
     config, images = epochs.config, epochs.images
     code, dtype = config.code, DTYPES[config.precision]
@@ -38,22 +45,23 @@ def init_table(epochs: EpochBatches, runtime: Runtime, run: Path | None, scratch
     else:
         raw = torch.empty(len(images.ids), code.dim, device=runtime.device, dtype=dtype)
         table = CodeTable(code, images.ids, raw)
-    start = _pca_init(config, images, runtime, run) if code.init == "pca" else None
+    pca_init = _pca_init(config, images, runtime, run) if code.init == "pca" else None
     for rows in row_chunks(len(images.ids), CHUNK):
-        if start is None:
+        if pca_init is None:
             values = random_codes(code, images.ids[rows], config.seed)
         else:
-            values = start.codes(code, images, rows, config.seed)
+            values = pca_init.codes(code, images, rows, config.seed)
         table.write(int(rows[0]), {raw_name(code): values})
     return table
 
 
 def _pca_init(config: ResolvedTrainConfig, images: ImageSource, runtime: Runtime, run: Path | None) -> PcaInit:
-    kept = run / "pca_init.safetensors" if run is not None else None
+    """The principal components that the run keeps; those of the images, if it keeps none yet."""
+    path = run / "pca_init.safetensors" if run is not None else None
     # All ranks must take the same branch: rank 0 decides.
-    if kept is not None and runtime.all_gather(kept.exists())[0]:
-        return PcaInit.load(kept)
-    start = PcaInit.fit(images, config.code.dim, runtime)
-    if kept is not None and runtime.rank == 0:
-        write_bytes(kept, start.to_bytes())
-    return start
+    if path is not None and runtime.all_gather(path.exists())[0]:
+        return PcaInit.load(path)
+    pca_init = PcaInit.fit(images, config.code.dim, runtime)
+    if path is not None and runtime.rank == 0:
+        write_bytes(path, pca_init.to_bytes())
+    return pca_init

@@ -1,6 +1,7 @@
-"""What a checkpoint keeps of the decoder and its optimizer: tensors by name."""
+"""The parts of a checkpoint that come from the learner: its record, and the decoder's files."""
 
 import torch
+from torch import Tensor
 
 from glo_core.checkpoint.async_writer import DecoderFiles
 from glo_core.checkpoint.layout import CheckpointRecord, Position
@@ -13,7 +14,7 @@ from glo_core.training.learner import Learner
 def checkpoint_record(
     learner: Learner, images: ImageSource, position: Position, train_psnr: float | None
 ) -> CheckpointRecord:
-    """What `checkpoint.json` will hold of a checkpoint at `position`, before its parts are written."""
+    """The record of a checkpoint at `position`, before its parts are written; `train_psnr` is in dB."""
     code = learner.config.code
     return CheckpointRecord(
         position=position,
@@ -29,7 +30,7 @@ def checkpoint_record(
 
 
 def decoder_files(learner: Learner) -> DecoderFiles:
-    """A copy of the decoder's files, by name."""
+    """A copy of the decoder, its EMA and its optimizer's state, as files by name; tensors are on the CPU."""
     decoder = learner.decoder
     names = [name for name, _ in decoder.named_parameters()]
     state = learner.optimizer.state_dict()["state"]
@@ -42,8 +43,8 @@ def decoder_files(learner: Learner) -> DecoderFiles:
     }
 
 
-def _row_major(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copies on the CPU. Safetensors keeps plain row-major tensors: the memory format is the device's business."""
+def _row_major(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU, row-major as safetensors has them, whatever the memory format on the device."""
     return {
         name: value.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
         for name, value in tensors.items()

@@ -1,4 +1,4 @@
-"""A learner brought to the state of a checkpoint."""
+"""Bring a learner to the state of a checkpoint."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from glo_core.checkpoint.layout import Position, committed_checkpoints, sweep_uncommitted
 from glo_core.checkpoint.reader import Checkpoint
 from glo_core.codes.table import Table, raw_name
-from glo_core.common.errors import UserError
+from glo_core.common.errors import CheckpointError
 from glo_core.common.files import differences
 from glo_core.common.runtime import Runtime
 from glo_core.data.image_source import ImageSource, rows_of_shards
@@ -27,8 +28,16 @@ def newest_checkpoint(
 ) -> Checkpoint | None:
     """The newest committed checkpoint of `run`, the same one on every rank; None if there is none.
 
+    Every rank calls this; rank 0 first deletes uncommitted checkpoints.
+
+    Args:
+        config: the recipe of the training.
+        images: that are trained on.
+        runtime: this rank and its connection to the others.
+        run: directory of the run; None has no checkpoint.
+
     Raises:
-        UserError: if it is of another recipe.
+        CheckpointError: if the checkpoint is of another recipe.
     """
     if run is not None and runtime.rank == 0:
         sweep_uncommitted(run)
@@ -44,10 +53,20 @@ def newest_checkpoint(
 def restore_or_begin(
     learner: Learner, epochs: EpochBatches, phase: Phase, checkpoint: Checkpoint | None, warm_start: Path | None
 ) -> Position:
-    """Bring `learner` to the state of `checkpoint`, or else of `warm_start`'s decoder; where training begins.
+    """Bring `learner` to the state of `checkpoint`; without one, give it the decoder of `warm_start`, if there is one.
+
+    Args:
+        learner: in its initial state; it is changed.
+        epochs: the order of training.
+        phase: the phase that begins or continues.
+        checkpoint: of this run.
+        warm_start: directory of a checkpoint of another run.
+
+    Returns:
+        Where training continues.
 
     Raises:
-        UserError: if the checkpoint is damaged, or of other images than `epochs` has.
+        CheckpointError: if a checkpoint is damaged, of other images than `epochs`, or has another decoder.
     """
     if checkpoint is None:
         if warm_start is not None:
@@ -61,28 +80,32 @@ def restore_or_begin(
             # Without the removed images the epoch has fewer steps, and is over.
             position, too_far = dataclasses.replace(position, epoch=position.epoch + 1, step=0), False
         if checkpoint.snapshot != epochs.snapshot or too_far:
-            raise UserError(
+            raise CheckpointError(
                 f"{checkpoint.directory}: is of other images or another batch size than those given (snapshot "
                 f"{checkpoint.snapshot[:12]}, step {position.step} of an epoch); give the ones it was trained with"
             )
         return position
-    growth.start_new_rows(learner, epochs.images)
+    growth.fit_new_rows(learner, epochs.images)
     # A new phase begins at an epoch's boundary.
     return Position(images_seen=position.images_seen, phase=phase.number, epoch=position.epoch + 1)
 
 
 def require_decoder(checkpoint: Checkpoint, config: ResolvedDecoderConfig, shape: Shape) -> None:
-    """Raise `UserError` if the decoder of `checkpoint` is not of this kind and shape."""
+    """Check that the decoder of `checkpoint`, a warm start, has this config and this shape.
+
+    Raises:
+        CheckpointError: if it has another one.
+    """
     changed = checkpoint.decoder_differences(config, shape)
     if changed:
-        raise UserError(
+        raise CheckpointError(
             f"`warm_start` (={checkpoint.directory}): has another decoder ({'; '.join(changed)}); give the same "
             "settings, or start without it"
         )
 
 
 def _start_decoder(checkpoint: Checkpoint, learner: Learner) -> None:
-    """Give `learner` the averaged decoder of a checkpoint, and nothing else of it."""
+    """Give `learner` the EMA decoder of a checkpoint, and nothing else of it."""
     require_decoder(checkpoint, learner.config.decoder, learner.shape)
     tensors = checkpoint.tensors("ema")
     learner.decoder.load_state_dict(tensors)
@@ -90,15 +113,15 @@ def _start_decoder(checkpoint: Checkpoint, learner: Learner) -> None:
 
 
 def _require_recipe(checkpoint: Checkpoint, config: ResolvedTrainConfig, images: ImageSource) -> None:
-    """Raise `UserError` if the codes and the decoder are not those of a training by `config`."""
+    """Raise `CheckpointError` if codes and decoder of `checkpoint` are not those of a training by `config`."""
     names = ("dim", "projection", "optimizer")
-    held = dict(zip(names, (checkpoint.code_dim, checkpoint.projection, checkpoint.optimizer), strict=True))
+    saved = dict(zip(names, (checkpoint.code_dim, checkpoint.projection, checkpoint.optimizer), strict=True))
     requested = {name: getattr(config.code, name) for name in names}
     shape = Shape(config.code.dim, images.resolution, images.channels)
     _refuse(
         checkpoint,
         differences(
-            {"code": held, "code_shards": checkpoint.code_shards},
+            {"code": saved, "code_shards": checkpoint.code_shards},
             {"code": requested, "code_shards": images.code_shards},
         )
         or checkpoint.decoder_differences(config.decoder, shape),
@@ -106,17 +129,18 @@ def _require_recipe(checkpoint: Checkpoint, config: ResolvedTrainConfig, images:
 
 
 def _refuse(checkpoint: Checkpoint, changed: Sequence[str]) -> None:
+    """Raise `CheckpointError` if there are lines about changed settings."""
     if changed:
-        raise UserError(
+        raise CheckpointError(
             f"{checkpoint.directory}: is of another recipe ({'; '.join(changed)}); give the old values, or another "
             "run directory"
         )
 
 
 def _restore(checkpoint: Checkpoint, learner: Learner, images: ImageSource) -> Growth:
-    """Bring `learner` to the checkpoint's state. Rows of `images` that it does not hold keep their start."""
+    """Bring `learner` to the checkpoint's state. Rows of `images` that it does not hold keep their initial codes."""
     optimizer = checkpoint.tensors("optimizer")
-    # What Adam or SGD keeps of a weight tells which it was; before its first step, neither keeps anything.
+    # The names of the optimizer's state tell Adam from SGD; before the first step neither has any state.
     slots = {key.rpartition("/")[2] for key in optimizer}
     for slot, name in (("exp_avg", "adam"), ("momentum_buffer", "sgd")):
         if slot in slots:
@@ -125,7 +149,7 @@ def _restore(checkpoint: Checkpoint, learner: Learner, images: ImageSource) -> G
     learner.ema.decoder.load_state_dict(checkpoint.tensors("ema"))
     parameters = list(learner.decoder.parameters())
     names = {name: i for i, (name, _) in enumerate(learner.decoder.named_parameters())}
-    state: dict[int, dict[str, torch.Tensor]] = {}
+    state: dict[int, dict[str, Tensor]] = {}
     for key, value in optimizer.items():
         name, _, slot = key.rpartition("/")
         parameter = parameters[names[name]]
@@ -141,12 +165,15 @@ def _restore(checkpoint: Checkpoint, learner: Learner, images: ImageSource) -> G
 
 
 def _restore_shard(checkpoint: Checkpoint, table: Table, shard: int, first: int, last: int, growth: Growth) -> None:
-    stored = checkpoint.shard(shard)
-    _, here, there = np.intersect1d(table.ids[first:last], stored["image_id"], return_indices=True)
+    """Set the rows of a code shard, `first` to before `last`, to the checkpoint's; add old and new rows to `growth`."""
+    saved = checkpoint.shard(shard)
+    # Axis [image that both have]: its row in the table, from `first` on, and its row in the checkpoint's shard.
+    _, rows, saved_rows = np.intersect1d(table.ids[first:last], saved["image_id"], return_indices=True)
     columns, name_of_raw = table.read(first, last), raw_name(table.config)
-    start = columns[name_of_raw][torch.from_numpy(here)].clone()
+    initial = columns[name_of_raw][torch.from_numpy(rows)].clone()
     for name, column in columns.items():
-        column[torch.from_numpy(here)] = torch.from_numpy(stored[name][there]).to(column)
-    growth.removed += len(stored["image_id"]) - len(there)
-    growth.meet(start, torch.from_numpy(stored[name_of_raw][there]), first + np.delete(np.arange(last - first), here))
+        column[torch.from_numpy(rows)] = torch.from_numpy(saved[name][saved_rows]).to(column)
+    growth.removed += len(saved["image_id"]) - len(saved_rows)
+    new_rows = first + np.delete(np.arange(last - first), rows)
+    growth.add(initial, torch.from_numpy(saved[name_of_raw][saved_rows]), new_rows)
     table.write(first, columns)
