@@ -115,7 +115,7 @@ def train_phase(
     learner = Learner(recipe, epochs.images, table, runtime, module=decoder, loss=loss)
     position = restore_or_begin(learner, epochs, phase, newest, warm_start)
     meter = Meter(learner)
-    keeper = CheckpointPolicy(
+    checkpoints = CheckpointPolicy(
         learner, epochs.images, meter, intervals, run, lambda: refresh_statistics(learner, epochs)
     )
     stopped = False
@@ -140,22 +140,22 @@ def train_phase(
                 if done or _crossed(before, position, intervals.report):
                     meter.report(position.images_seen, rates)
                 if step % AGREE_STEPS == 0:
-                    stopped = keeper.agree(position)
+                    stopped = checkpoints.agree(position)
                 if done or stopped:
                     break
                 if _crossed(before, position, intervals.checkpoint):
-                    keeper.checkpoint(position)
+                    checkpoints.checkpoint(position)
                 if runtime.shows_pictures and _crossed(before, position, intervals.grid):
                     show_previews(learner, epochs, position)
 
         # The end: a checkpoint, and the figures over one full pass.
-        keeper.checkpoint(position)
+        checkpoints.checkpoint(position)
         if runtime.shows_pictures and position.images_seen >= phase.target:
             show_previews(learner, epochs, position)
     except DivergedError:
-        keeper.finish()  # The copy that is being written was finite.
+        checkpoints.finish()  # The copy that is being written was finite.
         raise
-    keeper.finish()
+    checkpoints.finish()
     finished = position.images_seen >= phase.target
     return TrainResult(
         decoder=learner.ema.decoder,
