@@ -11,13 +11,13 @@ from glo_core.common.errors import UserError
 
 
 @contextlib.contextmanager
-def file_lock(directory: Path) -> Iterator[None]:
+def file_lock(directory: Path, error: type[UserError] = UserError) -> Iterator[None]:
     """Hold the lock of `directory`, which is created if it is missing, for the length of the block.
 
     The kernel releases the lock when its holder dies.
 
     Raises:
-        UserError: if another live process holds the lock.
+        UserError: `error`, if another live process holds the lock.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("a+") as lock:
@@ -26,7 +26,7 @@ def file_lock(directory: Path) -> Iterator[None]:
         except BlockingIOError:
             lock.seek(0)
             holder = lock.read().strip() or "an unknown process"
-            raise UserError(f"{directory}: in use by {holder}; wait for it to end, or stop it") from None
+            raise error(f"{directory}: in use by {holder}; wait for it to end, or stop it") from None
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()

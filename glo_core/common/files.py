@@ -6,7 +6,6 @@ final one, are flushed to the disk, and are renamed. A reader sees a whole file 
 
 import contextlib
 import errno
-import json
 import os
 import socket
 import tempfile
@@ -21,7 +20,7 @@ from glo_core.common.errors import UserError
 from glo_core.common.location import Location
 
 FORMAT_VERSION = 1
-"""The version that this code writes and reads."""
+"""The version of the formats that this code writes and reads"""
 
 
 @contextlib.contextmanager
@@ -68,40 +67,6 @@ def write_bytes(place: Path | Location, data: bytes) -> None:
     """Write `data` as the file `place`, whole or not at all; errors as of `atomic_write`."""
     with atomic_write(place) as temporary:
         temporary.write_bytes(data)
-
-
-def write_json(place: Path | Location, value: dict[str, Any]) -> None:
-    """Write `value` as a JSON file, whole or not at all."""
-    write_bytes(place, json_bytes(value))
-
-
-def json_bytes(value: dict[str, Any]) -> bytes:
-    """A JSON file of the project."""
-    return (json.dumps(value, indent=2) + "\n").encode()
-
-
-def read_json(place: Path | Location) -> dict[str, Any]:
-    """Read one of the project's JSON records.
-
-    Raises:
-        UserError: if the file is missing, is not whole, or was written by a newer version.
-    """
-    try:
-        data = Location(place).read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{place}: no such file") from None
-    try:
-        value = json.loads(data)
-    except ValueError:
-        raise UserError(f"{place}: not valid JSON ({len(data)} bytes); the file may be cut short") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{place}: holds a {type(value).__name__}, not an object")
-    version = value.get("format_version", FORMAT_VERSION)
-    if version > FORMAT_VERSION:
-        raise UserError(
-            f"{place}: format_version={version} is newer than this program reads ({FORMAT_VERSION}); update it"
-        )
-    return value
 
 
 def open_parquet(place: Path | Location, error: type[UserError] = UserError) -> Any:

@@ -1,4 +1,4 @@
-"""What the training loop asks of the world around it: a rank, three collectives, and somebody to report to."""
+"""What the training loop needs of its surroundings: a rank, three collectives, and a receiver of reports."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -36,11 +36,11 @@ class Runtime(Protocol):
         ...
 
     def report(self, images_seen: int, metrics: Metrics) -> None:
-        """Hand `metrics` at `images_seen` images to whoever tracks the run; called on rank 0."""
+        """Hand `metrics` at `images_seen` images to the tracker of the run; called on rank 0."""
         ...
 
     shows_pictures: bool
-    """Whether somebody looks at pictures; the same on every rank"""
+    """Whether pictures are wanted; the same on every rank"""
 
     def picture(self, images_seen: int, name: str, picture: Image.Image) -> None:
         """Hand over a picture of the series `name` at `images_seen` images; called on rank 0."""

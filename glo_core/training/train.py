@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from glo_core.checkpoint.reader import Checkpoint
-from glo_core.common.errors import ConfigError
+from glo_core.common.errors import CheckpointError, ConfigError
 from glo_core.common.file_lock import file_lock
 from glo_core.common.runtime import Runtime, SingleProcess
 from glo_core.data.config import Cache
@@ -100,7 +100,7 @@ def train(
     if run is None:
         return training.in_memory(source, dataset)
     directory = Path(run).expanduser()
-    with file_lock(directory) if training.runtime.rank == 0 else contextlib.nullcontext():
+    with file_lock(directory, CheckpointError) if training.runtime.rank == 0 else contextlib.nullcontext():
         return training.in_run(directory, source, dataset)
 
 

@@ -119,7 +119,7 @@ def open_stage(
         CheckpointError: if the directory is in use, its records are damaged, or it holds the outcome of other
             settings or inputs.
     """
-    with file_lock(directory):
+    with file_lock(directory, CheckpointError):
         saved = read_run_record(directory)
         record = RunRecord(
             stage=name,

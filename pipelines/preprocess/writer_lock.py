@@ -42,7 +42,7 @@ def exclusive_writer(dataset: Location) -> Iterator[Callable[[], None]]:
             object store after 40 s.
     """
     if dataset.path is not None:
-        with file_lock(dataset.path):
+        with file_lock(dataset.path, DatasetError):
             yield lambda: None
         return
     place, stop = dataset / ".lock", threading.Event()

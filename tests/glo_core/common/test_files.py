@@ -3,18 +3,32 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from glo_core.common.errors import UserError
 from glo_core.common.file_lock import file_lock
-from glo_core.common.files import atomic_write, differences, read_json, write_json
+from glo_core.common.files import atomic_write, differences, write_bytes
+from glo_core.common.records import Record, read_record, write_record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seal(Record):
+    format: ClassVar[str] = "seal"
+    number: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewerSeal(Seal):
+    format_version: ClassVar[int] = 99
 
 
 def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    write_json(path, {"format_version": 1, "x": 1})
+    write_bytes(path, b'{"x": 1}')
     with pytest.raises(RuntimeError), atomic_write(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
@@ -41,13 +55,13 @@ def test_a_record_that_is_not_whole_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "run.json"
     path.write_text(text)
     with pytest.raises(UserError, match=r"run\.json: "):
-        read_json(path)
+        read_record(path, Seal)
 
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
-    write_json(tmp_path / "a.json", {"format_version": 99})
+    write_record(tmp_path / "a.json", NewerSeal(number=1))
     with pytest.raises(UserError, match="format_version=99 is newer than this program reads"):
-        read_json(tmp_path / "a.json")
+        read_record(tmp_path / "a.json", Seal)
 
 
 def test_differences_name_nested_keys() -> None:
