@@ -5,7 +5,7 @@
 Each size runs in a process of its own against a new dataset, so that its peak is its own: the resident memory at its
 highest, as the kernel counts it, of the driver and of the largest worker. The folder is listed and planned, decoded and
 committed, and listed once more with nothing new. What grows with the number of files is told in bytes per file, from
-the two sizes. The images are 8 x 8 grey PNG files, all different.
+the two sizes. The images are 8 x 8 gray PNG files, all different.
 """
 
 import argparse
@@ -32,7 +32,7 @@ FOLDER_FILES = 5000
 
 
 def png(number: int) -> bytes:
-    """An 8 x 8 grey image that spells `number`, without Pillow: a million of them in a minute."""
+    """An 8 x 8 gray image that spells `number`, without Pillow: a million of them in a minute."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -181,9 +181,9 @@ def plot(results: Results, out: Path) -> None:
         shown = {f"{OF_BASE[group]} (base)": base} | others
         figure, axis = pyplot.subplots(figsize=(7, 0.9 + 0.35 * len(shown)), layout="constrained")
         for place, found in enumerate(shown.values()):
-            for key, colour in (("psnr", "tab:blue"), ("held_out_psnr", "tab:orange")):
+            for key, color in (("psnr", "tab:blue"), ("held_out_psnr", "tab:orange")):
                 label = {"psnr": "training", "held_out_psnr": "held out"}[key] if not place else None
-                axis.scatter([result[key] for result in found], [place] * len(found), c=colour, s=18, label=label)
+                axis.scatter([result[key] for result in found], [place] * len(found), c=color, s=18, label=label)
         axis.set_yticks(range(len(shown)), list(shown))
         axis.set_ylim(len(shown) - 0.5, -0.5)
         axis.grid(axis="x", alpha=0.3)

@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--scratch", default=tempfile.gettempdir())
     options = parser.parse_args()
     threads = len(os.sched_getaffinity(0))
-    print(f"{describe()}; {DIM} dimensions, batch 128, decoder of {SIDE} px grey, windows of {options.window}")
+    print(f"{describe()}; {DIM} dimensions, batch 128, decoder of {SIDE} px gray, windows of {options.window}")
     found: dict[tuple[int, str, str], list[dict[str, float]]] = {}
     for _ in range(options.rounds):
         for rows in options.rows:

@@ -159,19 +159,22 @@ class Model:
                 fitted to this checkpoint is read from the run; any other is fitted here.
 
         Raises:
+            ConfigError: if `n` is below 0.
             UserError: if no such prior is fitted to this checkpoint, and it cannot be fitted here.
         """
+        if n < 0:
+            raise ConfigError(f"`n` (={n}) must be at least 0")
         return decode_codes(self.decoder, self._prior(prior).sample(n, seed))
 
     def invert(self, images: Any, config: InvertConfig | None = None) -> npt.NDArray[Any]:
         """Codes of images that the model has never seen, `[n, code_dim]`, in the order of `images`.
 
-        Adam moves each code while the decoder is frozen, from the best of several starts. The first start is the ridge
+        Adam moves each code while the decoder is frozen, from the best of several points. The first one is the ridge
         regression of the image's principal components, which needs the training images: without them inversion
         begins at the mean code and at codes of training images alone.
 
         Args:
-            images: uint8 `[n, H, W, C]`, or `[n, H, W]` of grey images, of the model's size.
+            images: uint8 `[n, H, W, C]`, or `[n, H, W]` of gray images, of the model's size.
 
         Raises:
             ConfigError: if `images` have another shape or dtype.
@@ -190,7 +193,7 @@ class Model:
         """The `k` nearest training images of each of `images` by the mean squared error of pixels, nearest first.
 
         Args:
-            images: uint8 `[q, H, W, C]`, or `[q, H, W]` of grey images, of the model's size.
+            images: uint8 `[q, H, W, C]`, or `[q, H, W]` of gray images, of the model's size.
 
         Returns:
             `distances` of pixels in [0, 1], float32 `[q, k]`, and image `ids`, int64 `[q, k]`.

@@ -20,7 +20,7 @@ from tyro import constructors
 
 from glo_core.common.config import NoneWord
 from glo_core.common.errors import ConfigError, UserError, rename_settings
-from jobs.values import read_value, unwrap
+from jobs.values import read_saved, read_value, unwrap
 from pipelines.common.logs import configure
 
 Config = TypeVar("Config")
@@ -82,7 +82,7 @@ def parse(
     if saved_config is not None:
         saved = _flatten(saved_config({key: v for key, v in values.items() if "." not in key}))
         _check_known(saved, settings, "unknown key in the saved config:")
-        values = {k: read_value(settings[k].spec.type, v, names[k]) for k, v in saved.items()} | values
+        values = {k: read_saved(settings[k].spec.type, v, k) for k, v in saved.items()} | values
     for key, field in settings.items():
         if field.required and key not in values:
             raise ConfigError(f"{_flag(key)} is required")
@@ -187,6 +187,12 @@ def _read_flags(name: str, config_type: Any, fields: Fields, argv: Sequence[str]
         specs.sort(key=lambda spec: spec.name not in required)
         return constructors.StructConstructorSpec(dict, tuple(specs)) if own else None
 
+    words = [word.partition("=")[0].replace("_", "-") for word in argv]
+    for key, field in fields.items():  # Of a single value the last one counts; of several, none may be lost.
+        if words.count(_flag(key)) > 1 and unwrap(field.spec.type)[1]:
+            raise ConfigError(
+                f"{_flag(key)} is given {words.count(_flag(key))} times; give it once, with all its values"
+            )
     if helping:
         os.environ["COLUMNS"] = str(min(shutil.get_terminal_size((100, 24)).columns, 100))
     more = "" if show_all else f"\n--help-all shows all {len(flags)} flags."
@@ -228,7 +234,7 @@ class _TextLoader(yaml.BaseLoader):
     """YAML whose scalars are text as written, and whose keys stand only once."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
+        keys = [str(key.value).replace("-", "_") for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
                 line = node.start_mark.line + 1
@@ -239,7 +245,8 @@ class _TextLoader(yaml.BaseLoader):
 def _read_recipe(path: Path, name: str, fields: Fields) -> Layer:
     """The section of job `name`; of the pipeline, all sections."""
     try:
-        recipe = yaml.load(path.read_text(), _TextLoader) or {}
+        recipe = yaml.load(path.read_text(), _TextLoader)
+        recipe = {} if recipe is None or recipe in EMPTY else recipe
     except FileNotFoundError:
         raise ConfigError(f"--recipe {path}: no such file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -249,10 +256,14 @@ def _read_recipe(path: Path, name: str, fields: Fields) -> Layer:
         raise ConfigError(f"{path}: must hold sections ({', '.join(SECTIONS)}) of keys")
     _check_known([key.replace("-", "_") for key in recipe], SECTIONS, f"{path}: unknown section")
     layer = _flatten(recipe)
+    keys = [key for key in fields if name != "pipeline" or "." in key]
     if name != "pipeline":
         own = [key for key in layer if key.startswith(f"{name}.")]
         layer = {key.removeprefix(f"{name}."): layer[key] for key in own}
     groups = {key for key, field in fields.items() if field.nested}
     layer = {k: value for k, value in layer.items() if not (k in groups and value in EMPTY)}
-    _check_known(layer, [key for key in fields if key not in groups], f"{path}: unknown key")
+    _check_known(layer, [key for key in keys if key not in groups], f"{path}: unknown key")
+    for key in layer:
+        if layer[key] in EMPTY:
+            raise ConfigError(f"{path}: {key} has no value; give one, or leave the key out")
     return layer

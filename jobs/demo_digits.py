@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 
 
 def write_digits(folder: Path) -> None:
-    """Write `<folder>/<digit>/<number>.png`, 8x8 grey."""
+    """Write `<folder>/<digit>/<number>.png`, 8x8 gray."""
     digits = load_digits()
     for number, (values, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
         path = folder / str(digit) / f"{number:04d}.png"

@@ -3,7 +3,9 @@
 from typing import Any
 
 from glo_core.checkpoint.run_record import without_imports
+from glo_core.common.errors import CheckpointError
 from glo_core.dataset_format.snapshots import read_dataset
+from glo_core.training.phases import recipe_of
 from jobs.cli import main
 from pipelines.common.records import read_run_record
 from pipelines.train.config import TrainJob
@@ -12,7 +14,14 @@ from pipelines.train.config import TrainJob
 def saved_config(values: dict[str, Any]) -> dict[str, Any]:
     """The recipe of the run, if it is there already; what it names to import, the command must name again."""
     record = read_run_record(values["run"]) if "run" in values else None
-    return {**without_imports(record.identity), "warm_start": record.paths.get("warm_start")} if record else {}
+    if record is None or record.stage != "train":
+        return {}
+    if objects := record.identity.get("objects"):
+        raise CheckpointError(
+            f"{values['run']}: was trained by glo.train with objects of its own ({', '.join(objects)}); go on there"
+        )
+    recipe_of(values["run"], record)
+    return {**without_imports(record.identity), "warm_start": record.paths.get("warm_start")}
 
 
 def run(job: TrainJob) -> None:

@@ -1,5 +1,6 @@
 """Text of a command line or a recipe, read by the type of its field."""
 
+import math
 import os
 from decimal import Decimal
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from glo_core.common.config import MustExist, NoneWord
 from glo_core.common.errors import ConfigError
 from glo_core.common.location import Location
+from glo_core.common.records import parse_field
 
 BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 WORDS = {
@@ -31,12 +33,28 @@ def unwrap(hint: Any) -> tuple[Any, bool, tuple[Any, ...]]:
     return (get_args(hint)[0] if repeated else hint), repeated, markers
 
 
-def read_value(hint: Any, value: Any, name: str) -> Any:
-    """The value of a field of type `hint`, from its text or from a saved config."""
+def read_saved(hint: Any, value: Any, name: str) -> Any:
+    """The value of a field of type `hint`, from what an earlier run saved of it in JSON.
+
+    A path need not be there any more: the run keeps copies of what it needs.
+    """
+    kind, _, _ = unwrap(hint)
+    if kind in (Path, Location) and isinstance(value, str):
+        return kind(value)
+    try:
+        return parse_field(value, hint, name)
+    except ValueError as error:
+        raise ConfigError(
+            f"an earlier run saved {error}; its run.json or dataset.json is damaged, copy it back"
+        ) from None
+
+
+def read_value(hint: Any, value: str | list[str], name: str) -> Any:
+    """The value of a field of type `hint`, from its text."""
     kind, repeated, markers = unwrap(hint)
     none = [marker.word for marker in markers if isinstance(marker, NoneWord)]
-    items = [*map(str, value)] if isinstance(value, list | tuple) else [str(value)]
-    if value is None or (none and items == none):
+    items = value if isinstance(value, list) else [value]
+    if none and items == none:
         return None
     if kind is bool and not items:
         return True
@@ -79,4 +97,6 @@ def _read_text(kind: Any, text: str) -> Any:
         if not text:
             raise ValueError(text)
         text = str(Path(text).expanduser())
+    if kind is float and not math.isfinite(float(text)):
+        raise ValueError(text)
     return kind(text)

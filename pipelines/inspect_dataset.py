@@ -57,7 +57,7 @@ def inspect_dataset(job: InspectJob) -> None:
 
 def describe(dataset: Location, config: ResolvedDatasetConfig, snapshots: Snapshots) -> Iterator[str]:
     """Lines for people."""
-    mode = "RGB" if config.channels == 3 else "grey"
+    mode = "RGB" if config.channels == 3 else "gray"
     size = sum(block.bytes for snapshot in snapshots for block in snapshot.blocks)
     blocks = sum(len(snapshot.blocks) for snapshot in snapshots)
     version, counts = DatasetRecord.format_version, [snapshot.counts for snapshot in snapshots]

@@ -61,6 +61,11 @@ class CheckpointRecord(Record):
     parts: dict[str, Part]
     """By the file's name in the checkpoint's directory"""
 
+    def __post_init__(self) -> None:
+        for name in ("code_shards", "code_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+
 
 def shard_name(shard: int) -> str:
     """The file of a code shard, relative to the checkpoint's directory."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from glo_core.checkpoint.layout import MARK, CheckpointRecord, newest_checkpoint_directory, shard_name
+from glo_core.checkpoint.layout import CODES_METADATA, MARK, CheckpointRecord, newest_checkpoint_directory, shard_name
 from glo_core.codes.config import ResolvedCodeConfig
 from glo_core.common.arrays import Int64Array
 from glo_core.common.digests import digest_file, digest_json
@@ -92,6 +92,12 @@ class Checkpoint:
             CheckpointError: if the part is missing, cut short or altered.
         """
         table = read_parquet(self.part(shard_name(shard)), columns, CheckpointError)
+        metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        if not metadata.items() >= CODES_METADATA.items():
+            raise CheckpointError(
+                f"{self.directory / shard_name(shard)}: is not of the format {CODES_METADATA['format']}, version "
+                f"{CODES_METADATA['format_version']}, which this program reads; update it, or copy the file back"
+            )
         values = {}
         for name in table.column_names:
             column = table.column(name).combine_chunks()

@@ -23,6 +23,10 @@ class PhaseRecord:
     images: int | None = None
     """Their number, where `glo.train` began the phase"""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.target:
+            raise ValueError(f"phases: start={self.start} and target={self.target} must be 0 <= start < target")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord(Record):

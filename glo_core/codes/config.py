@@ -1,5 +1,6 @@
 """The latent codes and their optimizer, as a recipe names them."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,11 +35,11 @@ class CodeConfig(Config):
     def __post_init__(self) -> None:
         if self.dim is not None and self.dim < 1:
             raise ValueError(f"`dim` (={self.dim}) must be at least 1, or auto")
-        if not self.learning_rate >= 0:
+        if not 0 <= self.learning_rate < math.inf:
             raise ValueError(f"`learning_rate` (={self.learning_rate}) must be at least 0")
-        if not self.init_scale > 0:
+        if not 0 < self.init_scale < math.inf:
             raise ValueError(f"`init_scale` (={self.init_scale}) must be above 0")
-        if not self.weight_decay >= 0:
+        if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"`weight_decay` (={self.weight_decay}) must be at least 0")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:

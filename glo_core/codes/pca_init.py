@@ -140,7 +140,7 @@ class PcaInit:
         Raises:
             CheckpointError: if the file is missing or not whole.
         """
-        return cls(**read_tensors(path))
+        return cls(**read_tensors(path, ("mean", "components", "scale", "radius")))
 
 
 def _principal(

@@ -2,7 +2,7 @@
 
 files (scratch, a column each) --read ahead--> slots of `window` rows --step--> slots --write back--> files
 
-An epoch visits the windows of a lane one after the other (`epoch_order.LaneOrder`), so that each row is read and
+An epoch visits the windows of a lane one after the other (`data/epoch_order.py`), so that each row is read and
 written once an epoch, in runs of `window` rows. Two I/O threads read and write. A window is loaded only after its own
 rows and the slot's previous rows have been written. A write never waits for a load, so this cannot deadlock.
 """

@@ -12,7 +12,7 @@ def keep_freed_memory() -> bool:
     """Let this process keep the memory that a step frees, for the next step; whether the C library can.
 
     glibc gives large blocks back to the system as soon as they are freed, and the kernel clears each page anew when
-    the next step touches it: a third of the time of a step at 64 px (mallopt(3); LOG.md has the figures).
+    the next step touches it: a third of the time of a step at 64 px (mallopt(3); docs/log has the figures).
     Blocks of 1 GiB or more are still given back.
     """
     try:

@@ -54,7 +54,7 @@ def read_record(place: Path | Location, kind: type[RecordT]) -> RecordT:
         raise kind.error(f"{place}: no such file") from None
     try:
         values = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise kind.error(f"{place}: not valid JSON ({len(data)} bytes); the file may be cut short") from None
     if not isinstance(values, dict):
         raise kind.error(f"{place}: holds a {type(values).__name__}, not an object")
@@ -65,7 +65,7 @@ def parse_record(values: dict[str, Any], kind: type[RecordT], place: Path | Loca
     """The record that `values`, read from `place`, describe; errors as of `read_record`."""
     require_format(values, kind, place)
     try:
-        record: RecordT = _parse(values, kind, "")
+        record: RecordT = parse_field(values, kind, "")
     except ValueError as error:
         raise kind.error(f"{place}: {error}; the file is damaged, copy it back") from None
     return record
@@ -87,17 +87,17 @@ def require_format(values: dict[str, Any], kind: type[Record], place: Path | Loc
 
 
 def parse_value(values: Any, kind: type[T]) -> T:
-    """The value of type `kind`, a dataclass, that `values` describe, as JSON gave them.
+    """The value of type `kind` that `values` describe, as JSON gave them.
 
     Raises:
         ValueError: naming the field, if it is of another type, or missing.
     """
-    value: T = _parse(values, kind, "")
+    value: T = parse_field(values, kind, "")
     return value
 
 
-def _parse(value: Any, kind: Any, name: str) -> Any:
-    """`value` as JSON gave it, as a value of type `kind`.
+def parse_field(value: Any, kind: Any, name: str) -> Any:
+    """`value` as JSON gave it, as a value of type `kind`; `name` is its own in messages.
 
     Raises:
         ValueError: naming the field, if it is of another type, or missing.
@@ -106,19 +106,21 @@ def _parse(value: Any, kind: Any, name: str) -> Any:
         return value
     origin, parts = get_origin(kind), get_args(kind)
     if hasattr(kind, "__metadata__"):
-        return _parse(value, parts[0], name)
+        return parse_field(value, parts[0], name)
     if origin in (Union, UnionType):
         if value is None and NoneType in parts:
             return None
-        return _parse(value, next(part for part in parts if part is not NoneType), name)
+        return parse_field(value, next(part for part in parts if part is not NoneType), name)
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         return _parse_dataclass(value, kind, name)
     if origin is Literal and value in parts:
         return value
-    if origin is tuple and isinstance(value, list):
-        return tuple(_parse(item, parts[0], f"{name}[{i}]") for i, item in enumerate(value))
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(parse_field(item, parts[0], f"{name}[{i}]") for i, item in enumerate(value))
     if origin is dict and isinstance(value, dict):
-        return {parts[0](key): _parse(item, parts[1], f"{name}.{key}") for key, item in value.items()}
+        return {
+            _parse_key(key, parts[0], name): parse_field(item, parts[1], f"{name}.{key}") for key, item in value.items()
+        }
     if kind is float and type(value) in (int, float):
         return float(value)
     if kind in (str, int, bool) and type(value) is kind:
@@ -131,10 +133,17 @@ def _parse_dataclass(values: dict[str, Any], kind: Any, name: str) -> Any:
     fields = {}
     for field in dataclasses.fields(kind):
         if field.name in values:
-            fields[field.name] = _parse(values[field.name], hints[field.name], prefix + field.name)
+            fields[field.name] = parse_field(values[field.name], hints[field.name], prefix + field.name)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ValueError(f"lacks the key {prefix + field.name!r}")
     return kind(**fields)
+
+
+def _parse_key(key: str, kind: Any, name: str) -> Any:
+    try:
+        return kind(key)
+    except ValueError:
+        raise ValueError(f"{name} has the key {key!r}: must be {_words(kind)}") from None
 
 
 def _words(kind: Any) -> str:

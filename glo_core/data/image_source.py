@@ -26,7 +26,7 @@ class ImageSource(Protocol):
     resolution: int
     """Side of the square images in pixels"""
     channels: int
-    """1 for grey, 3 for RGB"""
+    """1 for gray, 3 for RGB"""
     snapshot: str
     """Digest of all images, those of other shards included; part of the order of training"""
 
@@ -50,7 +50,7 @@ def image_tensor(images: Any) -> torch.Tensor:
     """`images` as training takes them: uint8 `[n, H, W, C]` in host memory, from a tensor or a NumPy array.
 
     Args:
-        images: uint8 `[n, H, W, C]`, or `[n, H, W]` of grey images.
+        images: uint8 `[n, H, W, C]`, or `[n, H, W]` of gray images.
 
     Raises:
         ConfigError: if type, dtype or shape are others.
@@ -72,7 +72,7 @@ def image_tensor(images: Any) -> torch.Tensor:
     if tensor.ndim == 4 and tensor.shape[1] in (1, 3) and tensor.shape[3] not in (1, 3):
         raise ConfigError(f"`images` (={shape}) must be [n, H, W, C]: channels last; images.permute(0, 2, 3, 1)")
     if tensor.ndim != 4:
-        raise ConfigError(f"`images` (={shape}) must be [n, H, W, C], or [n, H, W] of grey images")
+        raise ConfigError(f"`images` (={shape}) must be [n, H, W, C], or [n, H, W] of gray images")
     return tensor
 
 
@@ -95,7 +95,7 @@ class TensorImages:
             raise ConfigError(f"`images` (={list(images.shape)}): {error}") from None
         self._all, self._all_ids = images, np.arange(len(images)) if ids is None else ids
         self.code_shards, self.resolution, self.channels = code_shards, images.shape[1], images.shape[3]
-        digest = hashlib.blake2b(self._all_ids.tobytes(), digest_size=16)
+        digest = hashlib.blake2b(self._all_ids.astype("<i8").tobytes(), digest_size=16)
         digest.update(np.ascontiguousarray(images.numpy()).data)
         self.snapshot = digest.hexdigest()
         self._hold(range(code_shards))

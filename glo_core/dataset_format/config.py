@@ -14,28 +14,28 @@ class DecodePolicy(Config):
     resolution: AutoInt = None
     """Side of the square images in pixels: 8, 16, 32, ...; auto takes what suits the images of the first run"""
     channels: AutoInt = None
-    """1 for grey, 3 for RGB; auto takes grey where all images of a sample are grey"""
+    """1 for gray, 3 for RGB; auto takes gray where all images of a sample are gray"""
     tight_crop: OffInt = None
     """Side in pixels of a central crop taken before resizing (CelebA's faces: 108); off crops to the shorter side"""
     background: str = "#ffffff"
-    """Colour under transparent pixels, as '#rrggbb' or a CSS name"""
+    """Color under transparent pixels, as '#rrggbb' or a CSS name"""
     draft: bool = True
     """Decode a JPEG at 1/2, 1/4 or 1/8 of its size where that still covers the resolution: 2 to 3 times as fast"""
     srgb: bool = True
-    """Convert colours to sRGB where a file embeds another profile"""
+    """Convert colors to sRGB where a file embeds another profile"""
     max_pixels: int = 100_000_000
     """Largest width times height that is decoded: a guard against decompression bombs"""
     min_side: int = 1
     """Shortest side in pixels that is accepted"""
     allow_truncated: bool = False
-    """Accept a file that ends too early; what is missing stays black or grey"""
+    """Accept a file that ends too early; what is missing stays black or gray"""
 
     def __post_init__(self) -> None:
         side = self.resolution
         if side is not None and (side < 8 or side & (side - 1)):
             raise ValueError(f"`resolution` (={side}) must be 4 * 2^n: 8, 16, 32, 64, 128, 256, ..., or auto")
         if self.channels not in (None, 1, 3):
-            raise ValueError(f"`channels` (={self.channels}) must be 1 (grey), 3 (RGB), or auto")
+            raise ValueError(f"`channels` (={self.channels}) must be 1 (gray), 3 (RGB), or auto")
         if self.tight_crop is not None and self.tight_crop < 1:
             raise ValueError(f"`tight_crop` (={self.tight_crop}) must be a side in pixels, or off")
         if self.max_pixels < 1 or self.min_side < 1:
@@ -43,7 +43,7 @@ class DecodePolicy(Config):
         try:
             ImageColor.getrgb(self.background)
         except ValueError:
-            raise ValueError(f"`background` (={self.background!r}) must be a colour such as '#ffffff'") from None
+            raise ValueError(f"`background` (={self.background!r}) must be a color such as '#ffffff'") from None
 
     @property
     def mode(self) -> str:
@@ -77,7 +77,7 @@ class ResolvedDatasetConfig(DatasetConfig):
     resolution: int = field()
     """Side of the square images in pixels"""
     channels: int = field()
-    """1 for grey, 3 for RGB"""
+    """1 for gray, 3 for RGB"""
 
     @property
     def image_bytes(self) -> int:

@@ -174,7 +174,7 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 def _flatten(image: Image.Image, policy: ResolvedDatasetConfig) -> Image.Image:
     """Bring to a mode that is resized channel by channel: L, RGB, CMYK or LAB; transparency over the background."""
     if image.mode.startswith(("I", "F")):
-        # Pillow clips 16-bit grey at 255 instead of scaling it: bring [0, 65535] to [0, 255] first.
+        # Pillow clips 16-bit gray at 255 instead of scaling it: bring [0, 65535] to [0, 255] first.
         values = np.nan_to_num(np.asarray(image, dtype=np.float64))
         values = values / 257 if values.max(initial=0) > 255 else values
         return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
@@ -186,12 +186,12 @@ def _flatten(image: Image.Image, policy: ResolvedDatasetConfig) -> Image.Image:
         return image
     else:
         flat = image.convert("L" if image.mode == "1" else "RGB")
-    # A profile of the RGB colours still holds; one of another mode's does not fit, and is ignored further down.
+    # A profile of the RGB colors still holds; one of another mode's does not fit, and is ignored further down.
     flat.info = {"icc_profile": image.info["icc_profile"]} if "icc_profile" in image.info else {}
     return flat
 
 
-# ---------------------------------------------------------------- colour
+# ---------------------------------------------------------------- color
 
 
 def _to_mode(square: Image.Image, policy: ResolvedDatasetConfig) -> Image.Image:
@@ -213,7 +213,7 @@ def _foreign_profile(image: Image.Image, policy: ResolvedDatasetConfig) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def _to_srgb(profile: bytes, mode: str) -> Any:
-    """The transform of a profile, or None where it does not fit the image: then its colours stay."""
+    """The transform of a profile, or None where it does not fit the image: then its colors stay."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")

@@ -1,6 +1,7 @@
 """The manifest of a dataset, one row for every file met, and where its parts lie."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,9 @@ class ManifestRecord(DatasetFile):
     """The block that was written with the part"""
 
 
+_PART = re.compile(r"(\d{6,})-\d{5,}\.parquet")
+
+
 def part_name(number: int, block: int) -> str:
     """Name of plan `number`'s part `block`, without its ending."""
     return f"{number:06d}-{block:05d}"
@@ -72,8 +76,8 @@ def part_names(dataset: Location, *, before: int | None = None, of: int | None =
     """
     names = []
     for name in (dataset / "manifest").names():
-        if not name.startswith("."):
-            number = int(name.split("-")[0])
+        if match := _PART.fullmatch(name):
+            number = int(match.group(1))
             if (before is None or number < before) and (of is None or number == of):
                 names.append(name)
     return names
@@ -136,7 +140,7 @@ def find_ids(
     Raises:
         UserError: if a name is of no image of the dataset; it says why.
     """
-    ids_by_name = {name: [int(name)] for name in names if name.isdecimal()}
+    ids_by_name = {name: [int(name)] for name in names if name.isdecimal() and int(name) < 1 << 63}
     ids_by_name |= _ids_of_paths(dataset, [name for name in names if name not in ids_by_name])
     candidates = np.array([image_id for ids in ids_by_name.values() for image_id in ids], np.int64)
     live = live_ids(dataset, candidates, snapshots)

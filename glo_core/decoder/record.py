@@ -25,7 +25,7 @@ class DecoderRecord(Record):
     resolution: int
     """Side of the images in pixels"""
     channels: int
-    """1 for grey, 3 for colour"""
+    """1 for gray, 3 for color"""
 
     @classmethod
     def of(cls, config: ResolvedDecoderConfig, shape: Shape) -> "DecoderRecord":

@@ -77,7 +77,7 @@ class PcaBaseline:
         Raises:
             UserError: if the file is missing or not whole.
         """
-        return cls(**read_tensors(path))
+        return cls(**read_tensors(path, ("mean", "components")))
 
     def reconstruct(self, images: UInt8[Tensor, "n height width channels"]) -> Float[Tensor, "n channels height width"]:
         """`images` uint8 `[n, H, W, C]` projected on the components and back, clamped to [0, 1], `[n, C, H, W]`."""

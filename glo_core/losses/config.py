@@ -49,7 +49,7 @@ def loss_terms(text: str) -> dict[str, float]:
     for part in text.split("+"):
         match = _TERM.fullmatch(part.strip())
         name = match.group(2) if match else ""
-        if match is None or name not in TERMS or name in weights or not float(match.group(1) or 1) > 0:
+        if match is None or name not in TERMS or name in weights or not 0 < float(match.group(1) or 1) < math.inf:
             raise ValueError(
                 f"`loss` (={text}) must be a sum of {', '.join(TERMS)}, each with a weight above 0 or none, such as "
                 "pyramid + 0.5 mse"

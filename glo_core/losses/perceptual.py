@@ -11,7 +11,7 @@ from glo_core.common.shapes import Float, Tensor
 from glo_core.losses.pixel_ranges import to_unit
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's colours in [0, 1], which torchvision's networks expect removed"""
+"""Of ImageNet's colors in [0, 1], which torchvision's networks expect removed"""
 _VGG16_LAYERS = (3, 8, 15, 22)
 """relu1_2, relu2_2, relu3_3 and relu4_3 (Johnson, Alahi and Li, arXiv 1603.08155)"""
 
@@ -38,8 +38,8 @@ def feature_network(
     std = torch.tensor(_STD, device=device).view(3, 1, 1)
 
     def features(images: Float[Tensor, "b channels h w"]) -> Sequence[torch.Tensor]:
-        colours = to_unit(images.expand(-1, 3, -1, -1), clamp=False).float()  # Grey images have three equal channels.
-        maps: Sequence[torch.Tensor] = network((colours - mean) / std)
+        colors = to_unit(images.expand(-1, 3, -1, -1), clamp=False).float()  # Gray images have three equal channels.
+        maps: Sequence[torch.Tensor] = network((colors - mean) / std)
         return maps
 
     def loss(

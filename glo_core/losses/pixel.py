@@ -20,7 +20,7 @@ def l1(prediction: Float[Tensor, "b channels h w"], target: Float[Tensor, "b cha
 def pairwise(
     prediction: Float[Tensor, "b channels h w"], target: Float[Tensor, "b channels h w"]
 ) -> Float[Tensor, " b"]:
-    """Mean squared difference of the errors of all pairs of values within each image, `[b]`: the seed's loss.
+    """Mean squared difference of the errors of all pairs of values within each image, `[b]`, the notebook's loss.
 
     With d = prediction - target over the n values of an image, 2 sum(d^2) / (n - 1) - 2 sum(d)^2 / (n (n - 1)),
     which is twice the variance of d: a uniform shift of brightness costs nothing.

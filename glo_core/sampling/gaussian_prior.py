@@ -122,9 +122,8 @@ class GaussianPrior:
         """Read what `save` wrote.
 
         Raises:
-            CheckpointError: if the record is missing, damaged, or of another format or version.
-            UserError: if the tensors are missing or damaged.
+            CheckpointError: if the record or the tensors are missing, damaged, or of another format or version.
         """
         record = read_record(directory / "prior.json", PriorRecord)
-        tensors = read_tensors(directory / "prior.safetensors")
+        tensors = read_tensors(directory / "prior.safetensors", ("mean", "factor"))
         return cls(record.kind, record.projection, tensors["mean"].numpy(), tensors["factor"].numpy())

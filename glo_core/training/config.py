@@ -1,5 +1,6 @@
 """The settings that decide a training's result, and the intervals of reports, checkpoints and previews."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -55,7 +56,7 @@ class TrainConfig(Config):
             raise ValueError(f"`window` (={self.window}) must be at least 1 row, or all")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"`batch_size` (={self.batch_size}) must be at least 1, or auto")
-        if not self.learning_rate >= 0:
+        if not 0 <= self.learning_rate < math.inf:
             raise ValueError(f"`learning_rate` (={self.learning_rate}) must be at least 0")
         for name, least in (("warm_up", 0), ("lr_step_images", 1)):
             if getattr(self, name) < least:

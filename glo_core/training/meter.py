@@ -70,7 +70,7 @@ class Meter:
                 f"a loss, gradient or weight is not finite at {images_seen} images: training diverged; lower "
                 "`learning_rate` "
                 f"(={config.learning_rate}) or `code.learning_rate` (={config.code.learning_rate}); "
-                "the last checkpoint is kept"
+                "checkpoints that were written before stay"
             )
 
     def report(self, images_seen: int, rates: Rates) -> None:

@@ -38,8 +38,8 @@ def _name(value: Any) -> str:
     return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
-def recipe_of(record: RunRecord) -> ResolvedTrainConfig:
-    """The recipe of a run.
+def recipe_of(run: Path, record: RunRecord) -> ResolvedTrainConfig:
+    """The recipe of `run`, by its `record`.
 
     Raises:
         CheckpointError: if the record lacks a setting, or has one of another type.
@@ -47,7 +47,7 @@ def recipe_of(record: RunRecord) -> ResolvedTrainConfig:
     try:
         return parse_value(record.identity, ResolvedTrainConfig)
     except ValueError as error:
-        raise CheckpointError(f"run.json: identity.{error}; the file is damaged, copy it back") from None
+        raise CheckpointError(f"{run / RUN_FILE}: identity: {error}; the file is damaged, copy it back") from None
 
 
 def require_recipe(run: Path, record: RunRecord, identity: dict[str, Any]) -> None:

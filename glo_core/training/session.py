@@ -48,7 +48,7 @@ class TrainingSession:
     config: TrainConfig | None
     """None for the run's own, or the default"""
     target: int | None
-    """Images to see in all; None for the rule's"""
+    """Images to see in all; None to let the number of images decide"""
     module: torch.nn.Module | None
     """The decoder of the kind `module`"""
     loss: Loss | None
@@ -59,7 +59,7 @@ class TrainingSession:
 
     def in_memory(self, images: ImageSource, dataset: Dataset | None) -> TrainResult:
         """Train without a run."""
-        recipe = _resolve(self.config, None, images)
+        recipe = _resolve(self.config, images)
         return self._train(recipe, images, dataset, Phase(target=self.target or images_to_see(len(images.ids))))
 
     def in_run(self, run: Path, images: ImageSource, dataset: Dataset | None) -> TrainResult:
@@ -94,10 +94,12 @@ class TrainingSession:
     def _plan(self, run: Path, images: ImageSource, dataset: Dataset | None) -> _Plan:
         """What is left to train, entered in the record of `run`."""
         record = run_phases.read_training(run)
-        recipe = _resolve(self.config, record, images)
+        recipe = _resolve(self.config, images, run, record)
         identity = run_phases.identity_of(recipe, self.module, self.loss)
         if record is None:
             record = _new_record(identity, images, dataset)
+        elif not record.phases:
+            raise CheckpointError(f"{run / RUN_FILE}: has no phase; the file is damaged, copy it back")
         else:
             run_phases.require_recipe(run, record, identity)
             _images_of(record.phases[-1], run, images, dataset)
@@ -164,12 +166,14 @@ class TrainingSession:
         )
 
 
-def _resolve(config: TrainConfig | None, record: RunRecord | None, images: ImageSource) -> ResolvedTrainConfig:
-    """`config` with nothing left to choose: as the run has it, or else by the rules for `images`."""
-    earlier = run_phases.recipe_of(record) if record is not None else None
+def _resolve(
+    config: TrainConfig | None, images: ImageSource, run: Path | None = None, record: RunRecord | None = None
+) -> ResolvedTrainConfig:
+    """`config` with nothing left to choose: as the `record` of `run` has it, or else by the rules for `images`."""
+    earlier = run_phases.recipe_of(run, record) if run is not None and record is not None else None
     if config is None and record is not None and without_imports(record.identity) != record.identity:
         raise CheckpointError(
-            "the recipe of this run names code to import, which a file must not choose; give the recipe: config=..."
+            f"the recipe of {run} names code to import, which a file must not choose; give the recipe: config=..."
         )
     return resolve_defaults(config or earlier or TrainConfig(), len(images.ids), images.resolution, earlier)
 

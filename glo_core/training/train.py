@@ -5,10 +5,12 @@ images, settings -> recipe by the rules -> run.json -> `train_phase` -> model
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from glo_core.checkpoint.reader import Checkpoint
@@ -51,7 +53,7 @@ def train(
     added: to a dataset, or behind those of the tensor.
 
     Args:
-        images: uint8 `[n, H, W, C]`, or `[n, H, W]` of grey images, as a tensor or a NumPy array, square with a side of
+        images: uint8 `[n, H, W, C]`, or `[n, H, W]` of gray images, as a tensor or a NumPy array, square with a side of
             4 * 2^n px; or a `Dataset`; or any `ImageSource`.
         config: the recipe; the rules of `docs/training.md` choose what it leaves open. By default the recipe of `run`,
             if there is one.
@@ -115,6 +117,12 @@ def _with_module(config: TrainConfig | None, module: torch.nn.Module | None) -> 
 
 
 def _whole(images_seen: float | None) -> int | None:
-    if images_seen is not None and (images_seen < 1 or images_seen != int(images_seen)):
-        raise ConfigError(f"`images_seen` (={images_seen}) must be a whole number from 1 on, or None for the rule's")
-    return None if images_seen is None else int(images_seen)
+    if images_seen is None:
+        return None
+    number = isinstance(images_seen, int | float | np.number) and not isinstance(images_seen, bool)
+    if not number or not math.isfinite(images_seen) or images_seen < 1 or images_seen != int(images_seen):
+        raise ConfigError(
+            f"`images_seen` (={images_seen!r}) must be a whole number from 1 on, or None to let the number of images "
+            "decide"
+        )
+    return int(images_seen)

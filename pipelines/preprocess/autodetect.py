@@ -24,7 +24,7 @@ ENLARGEMENT = 1.15
 """How much larger than the median image the result may be: an image of 28 px may become one of 32 px"""
 MAX_RESOLUTION = 128
 """Largest resolution that is suggested; a larger one is set by hand"""
-GREY_MODES = frozenset({"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L"})
+GRAY_MODES = frozenset({"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L"})
 
 
 class SuggestedFormat(NamedTuple):
@@ -33,7 +33,7 @@ class SuggestedFormat(NamedTuple):
     resolution: int
     """The largest power of two up to 1.15 times the median of the shorter sides, from 8 to 128"""
     channels: int
-    """1 where every image looked at is stored in grey, else 3"""
+    """1 where every image looked at is stored in gray, else 3"""
 
 
 def suggest_format(sources: Sequence[Source], tight_crop: int | None = None) -> SuggestedFormat:
@@ -42,20 +42,20 @@ def suggest_format(sources: Sequence[Source], tight_crop: int | None = None) -> 
     Raises:
         UserError: if a source holds no file.
     """
-    sides, grey = [], True
+    sides, gray = [], True
     for source in sources:
         for data in _sample(source):
             try:
                 with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                     sides.append(min(*image.size, tight_crop or min(image.size)))
-                    grey &= image.mode in GREY_MODES
+                    gray &= image.mode in GRAY_MODES
             except Exception:  # No image: decoding will say why.
                 continue
     if not sides:
         return SuggestedFormat(MAX_RESOLUTION, 3)
     side = max(ENLARGEMENT * statistics.median(sides), 8)
     resolution = max(size for size in (8, 16, 32, 64, MAX_RESOLUTION) if size <= side)
-    return SuggestedFormat(resolution, 1 if grey else 3)
+    return SuggestedFormat(resolution, 1 if gray else 3)
 
 
 def _sample(source: Source) -> Iterator[bytes]:

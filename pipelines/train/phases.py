@@ -4,14 +4,12 @@ import dataclasses
 
 from glo_core.checkpoint.layout import committed_checkpoints
 from glo_core.checkpoint.reader import Checkpoint
-from glo_core.common.errors import CheckpointError
-from glo_core.common.records import parse_value
 from glo_core.data.dataset import Dataset
 from glo_core.training.auto_config import resolve_defaults
 from glo_core.training.config import ResolvedTrainConfig
-from glo_core.training.phases import next_phases
+from glo_core.training.phases import next_phases, recipe_of
 from glo_core.training.schedule import Phase
-from pipelines.common.records import RUN_FILE, TrainDone, read_run_record
+from pipelines.common.records import TrainDone, read_run_record
 from pipelines.common.stage import Stage
 from pipelines.train.config import TrainJob
 
@@ -24,12 +22,7 @@ def resolve_recipe(job: TrainJob, dataset: Dataset) -> ResolvedTrainConfig:
     """
     record, earlier = read_run_record(job.run), None
     if record is not None:
-        try:
-            earlier = parse_value(record.identity, ResolvedTrainConfig)
-        except ValueError as error:
-            raise CheckpointError(
-                f"{job.run / RUN_FILE}: identity: {error}; the file is damaged, copy it back"
-            ) from None
+        earlier = recipe_of(job.run, record)
     return resolve_defaults(job, dataset.num_train, dataset.config.resolution, earlier)
 
 

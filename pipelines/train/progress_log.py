@@ -54,7 +54,7 @@ class ProgressLog:
         if not self._sent_path.exists():
             self._set_sent(first)
         # After a crash of the machine, progress.sent may count lines that never reached the disk.
-        self.sent = max(first, min(int(self._sent_path.read_text()), self._path.stat().st_size))
+        self.sent = max(first, min(self._read_sent(), self._path.stat().st_size))
         self._pending: list[Line] = []
 
     def add(self, lines: list[Line]) -> None:
@@ -101,7 +101,15 @@ class ProgressLog:
             whole_lines = itertools.takewhile(lambda line: line.endswith(b"\n"), file)
             while lines := list(itertools.islice(whole_lines, _LINES_AT_ONCE)):
                 end += sum(map(len, lines))
-                yield [json.loads(line) for line in lines], end
+                try:
+                    yield [json.loads(line) for line in lines], end
+                except ValueError:
+                    raise CheckpointError(f"{self._path}: has a line that is not JSON before byte {end}") from None
+
+    def _read_sent(self) -> int:
+        """What `progress.sent` says; 0 if it is damaged: MLflow then gets lines twice, which change nothing."""
+        text = self._sent_path.read_text(errors="replace").strip()
+        return int(text) if text.isdecimal() else 0
 
     def _set_sent(self, end: int) -> None:
         write_bytes(self._sent_path, str(end).encode())
@@ -124,7 +132,7 @@ def _require_format(path: Path) -> int:
         values = json.loads(line)
     except ValueError:
         values = {}
-    require_format(values, ProgressHead, path)
+    require_format(values if isinstance(values, dict) else {}, ProgressHead, path)
     return len(line)
 
 

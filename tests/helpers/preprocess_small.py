@@ -9,6 +9,6 @@ from pipelines.preprocess.job import preprocess
 
 
 def preprocess_small(dataset: Path | str, *inputs: Path | str, **settings: Any) -> dict[str, Any]:
-    """Preprocess `inputs` into `dataset`; 16 px, grey and 4 code shards unless `settings` say otherwise."""
+    """Preprocess `inputs` into `dataset`; 16 px, gray and 4 code shards unless `settings` say otherwise."""
     job = {"resolution": 16, "channels": 1, "code_shards": 4} | settings
     return preprocess(PreprocessJob(input=tuple(map(Location, inputs)), dataset=Location(dataset), **job))

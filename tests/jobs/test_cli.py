@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from glo_core.common.errors import UserError, settings_of_stage
+from glo_core.common.errors import ConfigError, UserError, settings_of_stage
 from glo_core.common.location import Location
 from jobs.cli import main, parse
 from pipelines.config import PipelineJob
@@ -74,7 +74,7 @@ def test_the_same_texts_in_a_recipe(recipe: Recipe) -> None:
 
 
 def test_forms_of_a_flag() -> None:
-    job = pipeline("--fit_prior.kinds", "unit", "--fit-prior.kinds", "full", "diagonal")
+    job = pipeline("--fit_prior.kinds", "full", "diagonal")
     assert job.fit_prior.kinds == ("full", "diagonal")
     job = pipeline("--preprocess.srgb", "false", "--preprocess.allow-truncated", "--train.seed=-3")
     assert (job.preprocess.srgb, job.preprocess.allow_truncated, job.train.seed) == (
@@ -83,6 +83,8 @@ def test_forms_of_a_flag() -> None:
         -3,
     )
     assert train("--seed", "-3", "--seed", "4", "--experiment=-x").seed == 4
+    with pytest.raises(ConfigError, match=r"--fit-prior\.kinds is given 2 times; give it once, with all its values"):
+        pipeline("--fit_prior.kinds", "unit", "--fit-prior.kinds", "full", "diagonal")
     assert train("--run=~/x").run == Path.home() / "x"
     assert parse("train", TrainJob, argv=["--dataset", "s3://b/~x", "--run", "/r"]).dataset.remote
 
@@ -153,6 +155,9 @@ def test_sections_of_a_recipe(recipe: Recipe) -> None:
             for bad in ("two", "0", "4:2", "1:", ":2", "1:2:3", "-1")
         ),
         (["--images", "-1"], "--images (=-1) must be at least 1, or auto"),
+        (["--learning-rate", "inf"], "--learning-rate inf: must be a number, such as 0.1"),
+        (["--code.learning-rate", "1e400"], "--code.learning-rate 1e400: must be a number, such as 0.1"),
+        (["--loss", "1e400 mse"], "--loss (=1e400 mse) must be a sum of"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_flag(flags: list[str], line: str) -> None:
@@ -177,7 +182,10 @@ def test_a_mistake_is_one_line_that_names_the_flag(flags: list[str], line: str) 
             "not valid YAML: seed stands twice in the mapping from line 1",
         ),
         ("train: {decoder: {filters: [a]}}", "decoder.filters a: must be a whole number"),
-        ("train: {images: }", "images : must be a whole number, such as 16, or auto"),
+        ("train: {images: }", "images has no value; give one, or leave the key out"),
+        ("train: {scratch: ~}", "scratch has no value; give one, or leave the key out"),
+        ("train: {tracking_uri: null}", "tracking_uri has no value; give one, or leave the key out"),
+        ("train: {code: {batch-size: 3, batch_size: 4}}", "not valid YAML: batch_size stands twice"),
         ("train: {code: {dim: 0}}", "code.dim (=0) must be at least 1, or auto"),
         ("train: {seed: [1, 2]}", "seed takes one value, not 2"),
     ],

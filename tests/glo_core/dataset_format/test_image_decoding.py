@@ -9,7 +9,7 @@ from glo_core.dataset_format.config import DatasetConfig, ResolvedDatasetConfig
 from glo_core.dataset_format.image_decoding import RejectedImageError, decode
 
 RGB = ResolvedDatasetConfig(resolution=16, channels=3)
-GREY = ResolvedDatasetConfig(resolution=16, channels=1)
+GRAY = ResolvedDatasetConfig(resolution=16, channels=1)
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -27,7 +27,7 @@ def corner(size: tuple[int, int] = (32, 32)) -> Image.Image:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
-@pytest.mark.parametrize("policy", [RGB, GREY], ids=["rgb", "grey"])
+@pytest.mark.parametrize("policy", [RGB, GRAY], ids=["rgb", "gray"])
 def test_every_format_decodes_upright(kind: str, policy: ResolvedDatasetConfig) -> None:
     decoded = decode(encoded(corner(), kind), policy)
     assert decoded.pixels.shape == (16, 16, policy.channels)
@@ -63,27 +63,27 @@ def test_transparency_shows_the_background() -> None:
     green = ResolvedDatasetConfig(resolution=16, channels=3, background="#00ff00")
     assert decode(encoded(clear, "PNG"), green).pixels[0, 0].tolist() == [0, 255, 0]
     half = Image.new("LA", (20, 20), (0, 128))
-    assert abs(int(decode(encoded(half, "PNG"), GREY).pixels[0, 0, 0]) - 127) <= 1
+    assert abs(int(decode(encoded(half, "PNG"), GRAY).pixels[0, 0, 0]) - 127) <= 1
     palette = Image.new("P", (20, 20), 0)
     palette.putpalette([9, 9, 9])
     assert decode(encoded(palette, "PNG", transparency=0), green).pixels[0, 0].tolist() == [0, 255, 0]
 
 
-def test_sixteen_bit_grey_is_scaled_and_not_clipped() -> None:
+def test_sixteen_bit_gray_is_scaled_and_not_clipped() -> None:
     deep = Image.fromarray(np.full((20, 20), 32896, np.uint16))
-    assert decode(encoded(deep, "PNG"), GREY).pixels[0, 0, 0] == 128
+    assert decode(encoded(deep, "PNG"), GRAY).pixels[0, 0, 0] == 128
 
 
 def test_the_first_frame_of_an_animation_is_decoded() -> None:
     frames = [Image.new("L", (16, 16), value) for value in (200, 10)]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert decode(data, GREY).pixels[0, 0, 0] == 200
+    assert decode(data, GRAY).pixels[0, 0, 0] == 200
 
 
 def test_an_image_is_cropped_to_its_central_square() -> None:
     wide = Image.new("L", (48, 16), 0)
     wide.paste(255, (16, 0, 32, 16))
-    assert decode(encoded(wide, "PNG"), GREY).pixels.min() == 255
+    assert decode(encoded(wide, "PNG"), GRAY).pixels.min() == 255
     assert (
         decode(
             encoded(ImageOps.expand(Image.new("L", (16, 16), 255), 8, 0), "PNG"),
@@ -95,7 +95,7 @@ def test_an_image_is_cropped_to_its_central_square() -> None:
 
 def test_downscaling_is_antialiased() -> None:
     stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (64, 32)))
-    inner = decode(encoded(stripes, "PNG"), GREY).pixels[2:-2, 2:-2]
+    inner = decode(encoded(stripes, "PNG"), GRAY).pixels[2:-2, 2:-2]
     assert abs(inner.astype(int) - 127).max() < 12
 
 
@@ -127,7 +127,7 @@ def test_what_cannot_be_read_has_a_reason(data: bytes, reason: str) -> None:
         decode(data, RGB)
 
 
-@pytest.mark.parametrize("field, value", [("resolution", 48), ("channels", 4), ("background", "nocolour")])
+@pytest.mark.parametrize("field, value", [("resolution", 48), ("channels", 4), ("background", "nocolor")])
 def test_a_bad_policy_is_named(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"`{field}` .*{value}.* must be"):
         DatasetConfig(**{field: value})
@@ -159,7 +159,7 @@ def lab() -> Image.Image:
 KINDS = {
     "palette": lambda: encoded(ramp("P"), "PNG"),
     "palette gif": lambda: encoded(ramp("P"), "GIF"),
-    "16-bit grey": lambda: encoded(sixteen_bits(), "PNG"),
+    "16-bit gray": lambda: encoded(sixteen_bits(), "PNG"),
     "16-bit tiff": lambda: encoded(sixteen_bits(), "TIFF"),
     "float": lambda: encoded(ramp("F"), "TIFF"),
     "32-bit": lambda: encoded(ramp("I"), "TIFF"),
@@ -167,10 +167,10 @@ KINDS = {
     "cmyk tiff": lambda: encoded(ramp("CMYK"), "TIFF"),
     "lab": lambda: encoded(lab(), "TIFF"),
     "ycbcr": lambda: encoded(ramp("YCbCr"), "TIFF"),
-    "grey with alpha": lambda: encoded(ramp("LA"), "PNG"),
+    "gray with alpha": lambda: encoded(ramp("LA"), "PNG"),
     "rgba webp": lambda: encoded(ramp("RGBA"), "WEBP"),
     "progressive": lambda: encoded(ramp("RGB"), "JPEG", progressive=True, quality=95),
-    "grey jpeg": lambda: encoded(ramp("L"), "JPEG", quality=95),
+    "gray jpeg": lambda: encoded(ramp("L"), "JPEG", quality=95),
     "lzw tiff": lambda: encoded(ramp("RGB"), "TIFF", compression="tiff_lzw"),
     "big-endian name": lambda: encoded(ramp("RGB"), "BMP"),
     "animated": lambda: encoded(ramp("P"), "GIF", save_all=True, append_images=[Image.new("P", (40, 40))]),
@@ -179,7 +179,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("policy", [RGB, GREY], ids=["rgb", "grey"])
+@pytest.mark.parametrize("policy", [RGB, GRAY], ids=["rgb", "gray"])
 def test_every_kind_of_pixel_decodes_to_the_same_picture(kind: str, policy: ResolvedDatasetConfig) -> None:
     decoded = decode(KINDS[kind](), policy)
     assert decoded.pixels.shape == (16, 16, policy.channels)
@@ -187,7 +187,7 @@ def test_every_kind_of_pixel_decodes_to_the_same_picture(kind: str, policy: Reso
 
 
 def test_one_bit_images_are_black_and_white() -> None:
-    pixels = decode(encoded(corner().convert("1"), "PNG"), GREY).pixels
+    pixels = decode(encoded(corner().convert("1"), "PNG"), GRAY).pixels
     assert pixels[2, 2] == 255 and pixels[12, 12] == 0
 
 
@@ -199,7 +199,7 @@ def test_one_pixel_sides_decode(size: tuple[int, int]) -> None:
         assert (decoded.width, decoded.height) == size
 
 
-def test_a_foreign_colour_profile_is_converted_and_srgb_is_left_alone() -> None:
+def test_a_foreign_color_profile_is_converted_and_srgb_is_left_alone() -> None:
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     image = Image.new("RGB", (32, 32), (100, 150, 200))
     plain = decode(encoded(image, "PNG"), RGB).pixels
@@ -207,14 +207,14 @@ def test_a_foreign_colour_profile_is_converted_and_srgb_is_left_alone() -> None:
     np.testing.assert_array_equal(decode(encoded(image, "PNG", icc_profile=b"no profile"), RGB).pixels, plain)
     wide = encoded(image, "PNG", icc_profile=adobe_rgb())
     converted = decode(wide, RGB).pixels
-    # Adobe RGB's primaries are wider: the same colour has more contrast between channels in sRGB.
+    # Adobe RGB's primaries are wider: the same color has more contrast between channels in sRGB.
     assert converted[8, 8, 0] < plain[8, 8, 0] - 5
     unconverted = ResolvedDatasetConfig(resolution=16, channels=3, srgb=False)
     np.testing.assert_array_equal(decode(wide, unconverted).pixels, plain)
-    # A profile that does not fit the mode leaves the colours as they are.
-    grey = image.convert("L")
+    # A profile that does not fit the mode leaves the colors as they are.
+    gray = image.convert("L")
     np.testing.assert_array_equal(
-        decode(encoded(grey, "PNG", icc_profile=adobe_rgb()), GREY).pixels, decode(encoded(grey, "PNG"), GREY).pixels
+        decode(encoded(gray, "PNG", icc_profile=adobe_rgb()), GRAY).pixels, decode(encoded(gray, "PNG"), GRAY).pixels
     )
 
 
@@ -267,10 +267,10 @@ def test_a_truncated_image_is_decoded_on_request() -> None:
     truncated = decode(
         data[: len(data) * 2 // 3], ResolvedDatasetConfig(resolution=16, channels=1, allow_truncated=True)
     )
-    whole = decode(data, GREY)
+    whole = decode(data, GRAY)
     assert abs(truncated.pixels[:4].astype(int) - whole.pixels[:4]).max() < 3
     with pytest.raises(RejectedImageError, match="truncated"):
-        decode(data[: len(data) * 2 // 3], GREY)
+        decode(data[: len(data) * 2 // 3], GRAY)
 
 
 @pytest.mark.parametrize("size", [(640, 480), (481, 643), (515, 515)])

@@ -166,7 +166,7 @@ def test_too_many_levels_are_refused() -> None:
 
 
 class Edges(nn.Module):
-    """A feature network of two maps: the colours where they are above ImageNet's mean, and differences along rows."""
+    """A feature network of two maps: the colors where they are above ImageNet's mean, and differences along rows."""
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         above = images.relu()
@@ -192,9 +192,9 @@ def test_the_perceptual_loss_compares_what_a_network_of_the_users_sees(channels:
     prediction.requires_grad_()
     actual = loss("perceptual", 8, network="my_features:edges")(prediction, target)
     expected = np.zeros(2)
-    for colour, (mean, deviation) in enumerate([(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]):
+    for color, (mean, deviation) in enumerate([(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]):
         seen = [
-            np.maximum((image.detach().numpy()[:, colour % channels] / 2 + 0.5 - mean) / deviation, 0)
+            np.maximum((image.detach().numpy()[:, color % channels] / 2 + 0.5 - mean) / deviation, 0)
             for image in (prediction, target)
         ]
         difference = seen[0] - seen[1]

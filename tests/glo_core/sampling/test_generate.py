@@ -20,7 +20,7 @@ def test_a_grid_is_upright_and_in_reading_order() -> None:
     assert sheet[0, 8].tolist() == [255, 255, 255]
 
 
-def test_grey_images_make_a_grey_grid() -> None:
+def test_gray_images_make_a_gray_grid() -> None:
     assert grid([np.zeros((2, 8, 8, 1), np.uint8)]).mode == "L"
 
 

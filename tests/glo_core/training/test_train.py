@@ -29,12 +29,12 @@ def psnr(reconstructions: np.ndarray, images: np.ndarray) -> float:
     return float(-10 * np.log10(np.square(reconstructions / 255.0 - images / 255.0).mean()))
 
 
-@pytest.mark.parametrize("form", ["tensor", "array", "grey array", "source"])
+@pytest.mark.parametrize("form", ["tensor", "array", "gray array", "source"])
 def test_every_form_of_images_trains_the_same_model_in_the_order_of_the_caller(blobs: torch.Tensor, form: str) -> None:
     images = {
         "tensor": blobs,
         "array": blobs.numpy(),
-        "grey array": blobs.numpy()[..., 0],
+        "gray array": blobs.numpy()[..., 0],
         "source": glo.TensorImages(blobs),
     }[form]
     result = glo.train(images, config=SMALL, images_seen=3000, progress=False)

@@ -29,11 +29,11 @@ def test_the_largest_power_of_two_that_nearly_fits_the_shorter_side(tmp_path: Pa
     assert suggested(write(tmp_path / "a", (side, side + 9))) == (resolution, 3)
 
 
-def test_half_of_the_images_decide_and_one_in_colour_makes_all_colour(tmp_path: Path) -> None:
-    grey = write(tmp_path / "a", (32, 32), (32, 32), (200, 200), mode="L")
-    (grey / "notes.txt").write_text("no image")
-    assert suggested(grey) == (32, 1)
-    assert suggested(grey, write(tmp_path / "b", (32, 32))) == (32, 3)
+def test_half_of_the_images_decide_and_one_in_color_makes_all_color(tmp_path: Path) -> None:
+    gray = write(tmp_path / "a", (32, 32), (32, 32), (200, 200), mode="L")
+    (gray / "notes.txt").write_text("no image")
+    assert suggested(gray) == (32, 1)
+    assert suggested(gray, write(tmp_path / "b", (32, 32))) == (32, 3)
 
 
 def test_what_is_cropped_away_does_not_count(tmp_path: Path) -> None:
