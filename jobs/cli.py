@@ -20,7 +20,7 @@ from tyro import constructors
 
 from glo_core.common.config import NoneWord
 from glo_core.common.errors import ConfigError, UserError, rename_settings
-from jobs.values import read_saved, read_value, unwrap
+from jobs.values import read_saved, read_value, require_path, unwrap
 from pipelines.common.logs import configure
 
 Config = TypeVar("Config")
@@ -79,10 +79,15 @@ def parse(
     names = {key: _flag(key) for key in settings}
     names |= {key: f"{path}: {key}" for key in recipe if key not in flags}
     values = {k: read_value(settings[k].spec.type, v, names[k]) for k, v in (recipe | flags).items()}
+    saved: Layer = {}
     if saved_config is not None:
         saved = _flatten(saved_config({key: v for key, v in values.items() if "." not in key}))
         _check_known(saved, settings, "unknown key in the saved config:")
-        values = {k: read_saved(settings[k].spec.type, v, k) for k, v in saved.items()} | values
+        saved = {k: read_saved(settings[k].spec.type, v, k) for k, v in saved.items()}
+    for key, value in values.items():
+        if key not in saved or value != saved[key]:  # A run keeps copies of what it was begun with.
+            require_path(settings[key].spec.type, value, names[key])
+    values = saved | values
     for key, field in settings.items():
         if field.required and key not in values:
             raise ConfigError(f"{_flag(key)} is required")

@@ -67,15 +67,29 @@ def read_value(hint: Any, value: str | list[str], name: str) -> Any:
         except (ValueError, ArithmeticError, LookupError, RuntimeError):
             choices = get_args(kind) or (WORDS[kind],)
             raise ConfigError(f"{name} {item}: must be {', or '.join([*choices, *none])}") from None
-        path = getattr(results[-1], "path", results[-1])
-        if isinstance(path, Path) and not path.is_absolute():
+        path = _local(results[-1])
+        if path is not None and not path.is_absolute():
             if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
                 reason = "a submitted job runs in a copy of the working directory"
                 raise ConfigError(f"{name} {item}: {reason}; give an absolute path")
             results[-1] = results[-1].absolute()
-        if MustExist in markers and isinstance(path, Path) and not path.exists():
-            raise ConfigError(f"{name} {item}: no such file or folder")
     return tuple(results) if repeated else results[0]
+
+
+def require_path(hint: Any, value: Any, name: str) -> None:
+    """Raise `ConfigError` if a field of type `hint` has to name what exists, and `value`, or one of it, does not."""
+    _, repeated, markers = unwrap(hint)
+    items = (value if repeated else [value]) if MustExist in markers else []
+    for item in items:
+        path = _local(item)
+        if path is not None and not path.exists():
+            raise ConfigError(f"{name} {path}: no such file or folder")
+
+
+def _local(value: Any) -> Path | None:
+    """The path of a `Path` or of a `Location` on a disk."""
+    path = getattr(value, "path", value)
+    return path if isinstance(path, Path) else None
 
 
 def _read_text(kind: Any, text: str) -> Any:

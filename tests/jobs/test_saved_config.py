@@ -59,6 +59,10 @@ def test_the_recipe_of_the_run_is_taken(run: Path) -> None:
 def test_a_run_outlives_the_one_that_it_was_warm_started_from(run: Path) -> None:
     save(run, RESOLVED, {"warm_start": "/deleted/run"})
     assert train(run).warm_start == Path("/deleted/run")
+    assert train(run, "--warm-start", "/deleted/run").warm_start == Path("/deleted/run")
+    assert train(run, "--warm-start", "off").warm_start is None
+    with pytest.raises(UserError, match="^--warm-start /deleted/other: no such file or folder"):
+        train(run, "--warm-start", "/deleted/other")
 
 
 def test_a_decoder_of_the_users_own_resumes_where_the_command_names_it(run: Path) -> None:
@@ -69,7 +73,7 @@ def test_a_decoder_of_the_users_own_resumes_where_the_command_names_it(run: Path
 
 def test_a_run_of_objects_is_continued_where_it_began(run: Path) -> None:
     change(run, lambda identity: identity.update(objects={"decoder": "Mine"}))
-    with pytest.raises(UserError, match=f"^{run}: was trained by glo.train with objects of its own"):
+    with pytest.raises(UserError, match=rf"^{run}: was trained by glo\.train with objects of its own"):
         train(run)
 
 
