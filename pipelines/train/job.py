@@ -65,7 +65,7 @@ def run_training(job: TrainJob) -> TrainDone:
             assert stage.done is not None
             done = stage.done
             more = ", also on images added since" if dataset.digest != done.snapshot else ""
-            log.info("%s is up to date; `images` above %d trains on%s", job.run, done.images_seen, more)
+            log.info("%s is up to date; more images to see than %d train on%s", job.run, done.images_seen, more)
             _send_rest(stage, done)
     print(
         f"train: done, {job.run} has seen {done.images_seen} images. PSNR {done.psnr:.2f} dB; "

@@ -61,7 +61,7 @@ def test_a_run_outlives_the_one_that_it_was_warm_started_from(run: Path) -> None
     assert train(run).warm_start == Path("/deleted/run")
     assert train(run, "--warm-start", "/deleted/run").warm_start == Path("/deleted/run")
     assert train(run, "--warm-start", "off").warm_start is None
-    with pytest.raises(UserError, match="^--warm-start /deleted/other: no such file or folder"):
+    with pytest.raises(UserError, match=r"^--warm-start /deleted/other: no such file or folder"):
         train(run, "--warm-start", "/deleted/other")
 
 
