@@ -145,7 +145,7 @@ def _resolve_config(config: DatasetConfig, dataset: Location, sources: Sequence[
     resolution, channels = config.resolution or suggested.resolution, config.channels or suggested.channels
     if not record_path(dataset).exists() and not (config.resolution and config.channels):
         log.info(
-            "%d px and %d channel(s) suit these images; set `resolution` and `channels` to choose otherwise",
+            "%d px and %d channel(s) suit these images; set both to choose otherwise",
             resolution,
             channels,
         )

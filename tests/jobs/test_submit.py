@@ -200,7 +200,7 @@ def test_a_finished_run_is_not_done_again_and_refuses_what_is_not_its_own(
 
     with caplog.at_level(logging.INFO, "glo"):
         assert run_training(again()).images_seen == 1936
-    assert "is up to date; `images` above 1936 trains on" in caplog.text
+    assert "is up to date; more images to see than 1936 train on" in caplog.text
     changed = refused(again("--code.dim", 9, "--seed", 1))
     assert "was made with another recipe (code.dim: 4 -> 9; seed: 0 -> 1)" in changed
     assert "`workers` (=40) is more than the 32 lanes of `code_shards` (=32)" in refused(again("--workers", 40))
