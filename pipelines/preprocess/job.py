@@ -145,9 +145,10 @@ def _resolve_config(config: DatasetConfig, dataset: Location, sources: Sequence[
     resolution, channels = config.resolution or suggested.resolution, config.channels or suggested.channels
     if not record_path(dataset).exists() and not (config.resolution and config.channels):
         log.info(
-            "%d px and %d channel(s) suit these images; set both to choose otherwise",
+            "images become %d px squares of %d channel(s)%s",
             resolution,
             channels,
+            "" if config.resolution or config.channels else ", as suits these; both can be set",
         )
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(DatasetConfig)}
     return ResolvedDatasetConfig(**fields | {"resolution": resolution, "channels": channels})
