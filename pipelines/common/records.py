@@ -14,17 +14,12 @@ __all__ = ["DONE_FILE", "RUN_FILE", "PhaseRecord", "RunRecord", "read_run_record
 DONE_FILE = "done.json"
 
 
-class StageRecord(Record):
-    """Base of both records."""
-
-    error: ClassVar[type[UserError]] = CheckpointError
-    anew: ClassVar[str] = "train anew into another run directory (a warm start from this run is not possible)"
-
-
-class DoneRecord(StageRecord):
+class DoneRecord(Record):
     """`done.json`: what a stage has made. Each stage has a class of its own."""
 
     format: ClassVar[str] = "glo-done"
+    error: ClassVar[type[UserError]] = CheckpointError
+    anew: ClassVar[str] = RunRecord.anew
 
 
 @dataclass(frozen=True, kw_only=True)
