@@ -67,7 +67,7 @@ class BlockImages:
         """Copy the images at `rows` (int64 `[b]`), uint8 `[b, H, W, C]` in host memory."""
         images = np.empty((len(rows), self.resolution, self.resolution, self.channels), np.uint8)
         # Axes [image, pixel x channel]: a view of `images`, one image a row as in a block.
-        flat = images.reshape(len(rows), -1)
+        flat = images.reshape(len(rows), self.resolution**2 * self.channels)
         for index, (part, offset) in enumerate(zip(self._part[rows], self._offset[rows], strict=True)):
             flat[index] = self._batches[part].pixels[offset]
         return torch.from_numpy(images)
