@@ -36,11 +36,11 @@ class CodeConfig(Config):
         if self.dim is not None and self.dim < 1:
             raise ValueError(f"`dim` (={self.dim}) must be at least 1, or auto")
         if not 0 <= self.learning_rate < math.inf:
-            raise ValueError(f"`learning_rate` (={self.learning_rate}) must be at least 0")
+            raise ValueError(f"`learning_rate` (={self.learning_rate}) must be finite, and at least 0")
         if not 0 < self.init_scale < math.inf:
-            raise ValueError(f"`init_scale` (={self.init_scale}) must be above 0")
+            raise ValueError(f"`init_scale` (={self.init_scale}) must be finite, and above 0")
         if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"`weight_decay` (={self.weight_decay}) must be at least 0")
+            raise ValueError(f"`weight_decay` (={self.weight_decay}) must be finite, and at least 0")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` (={getattr(self, name)}) must be at least 0 and below 1")

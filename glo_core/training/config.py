@@ -57,7 +57,7 @@ class TrainConfig(Config):
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"`batch_size` (={self.batch_size}) must be at least 1, or auto")
         if not 0 <= self.learning_rate < math.inf:
-            raise ValueError(f"`learning_rate` (={self.learning_rate}) must be at least 0")
+            raise ValueError(f"`learning_rate` (={self.learning_rate}) must be finite, and at least 0")
         for name, least in (("warm_up", 0), ("lr_step_images", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` (={getattr(self, name)}) must be at least {least}")
