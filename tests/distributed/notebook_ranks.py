@@ -27,4 +27,5 @@ if __name__ == "__main__":
     except glo.CheckpointError as error:
         results.append(str(error))
     Path(f"{run}-{dist.get_rank()}.json").write_text(json.dumps(results))
+    dist.barrier()  # Ranks leave together: one that is left alone may abort when it exits.
     dist.destroy_process_group()

@@ -56,6 +56,7 @@ def rank_main(directory: Path, rank: int, world_size: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=world_size)
     for kind in KINDS:
         torch.save(step(kind, glo.TorchDistributed()), directory / f"{kind}-{world_size}-{rank}.pt")
+    dist.barrier()  # Ranks leave together: one that is left alone may abort when it exits.
     dist.destroy_process_group()
 
 

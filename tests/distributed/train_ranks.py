@@ -70,6 +70,7 @@ def rank_main(rank: int, world_size: int, run: Path, target: int, end: int) -> N
     glo.train_phase(CONFIG, images(), glo.Phase(target=target), runtime=runtime, run=run, intervals=intervals)
     if rank == 0:
         (run / "losses.json").write_text(json.dumps(losses))
+    dist.barrier()  # Ranks leave together: one that is left alone may abort when it exits.
     dist.destroy_process_group()
 
 
