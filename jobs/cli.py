@@ -236,7 +236,7 @@ def _words(hint: Any) -> Any:
 
 
 class _TextLoader(yaml.BaseLoader):
-    """YAML whose scalars are text as written, and whose keys stand only once."""
+    """YAML whose scalars are text as written, and whose keys stand only once; tags are ignored, so no code can run."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [str(key.value).replace("-", "_") for key, _ in node.value]

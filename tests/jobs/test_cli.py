@@ -98,6 +98,13 @@ def test_none_is_written_as_a_word(recipe: Recipe) -> None:
     assert train(recipe("train: {ema_half_life: off, decoder: {filters: auto}}")).ema_half_life is None
 
 
+def test_a_recipe_runs_no_code(recipe: Recipe, tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    job = train(recipe(f"train: {{experiment: !!python/object/apply:pathlib.Path.touch [{mark}]}}"))
+    assert job.experiment == str(mark)
+    assert not mark.exists()
+
+
 def test_flags_win_over_the_recipe_and_the_recipe_over_the_saved_config(recipe: Recipe) -> None:
     text = "train: {images: 2e5, seed: 5, code: {dim: 8, init: random}}\npreprocess: {resolution: 32}"
     saved_with: dict[str, Any] = {}
