@@ -19,9 +19,6 @@ import pyarrow.parquet as pq
 from glo_core.common.errors import UserError
 from glo_core.common.location import Location
 
-FORMAT_VERSION = 1
-"""The version of the formats that this code writes and reads"""
-
 
 @contextlib.contextmanager
 def atomic_write(place: Path | Location) -> Iterator[Path]:

@@ -8,12 +8,13 @@ import numpy as np
 from PIL import Image
 
 from glo_core import CodeConfig, Dataset, DecoderConfig, Phase, TrainConfig, train_phase
-from glo_core.common.files import FORMAT_VERSION
 from glo_core.common.location import Location
 from pipelines.preprocess.config import PreprocessJob
 from pipelines.preprocess.job import preprocess
 
 HERE = Path(__file__).parent
+FORMAT_VERSION = 1
+"""The version that the formats have now"""
 CONFIG = TrainConfig(
     batch_size=8, code=CodeConfig(dim=3), decoder=DecoderConfig(kind="seed", filters=(4,), kernel_size=3)
 )

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from glo_core import Checkpoint, Dataset
-from glo_core.common.files import FORMAT_VERSION
+from tests.golden.make import FORMAT_VERSION
 
 VERSIONS = sorted((Path(__file__).parent).glob("v*"))
 
