@@ -64,6 +64,8 @@ def read_value(hint: Any, value: str | list[str], name: str) -> Any:
     for item in items:
         try:
             results.append(_read_text(kind, item))
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from None
         except (ValueError, ArithmeticError, LookupError, RuntimeError):
             choices = get_args(kind) or (WORDS[kind],)
             raise ConfigError(f"{name} {item}: must be {', or '.join([*choices, *none])}") from None
@@ -107,6 +109,11 @@ def _read_text(kind: Any, text: str) -> Any:
         return int(number)
     if get_origin(kind) is Literal:
         return get_args(kind)[get_args(kind).index(text)]
+    if kind is Path and "://" in text:
+        path = Location(text).path  # A URI with a password is refused without repeating it.
+        if path is None:
+            raise ConfigError(f"{text}: is a URI, where a local path is needed")
+        return path
     if kind in (Path, Location) and "://" not in text:
         if not text:
             raise ValueError(text)

@@ -111,6 +111,8 @@ class PipelineJob(TrackingConfig):
 
     input: Annotated[tuple[Location, ...], MustExist]
     """Folders of image files, searched recursively; .tar shards, .parquet tables, .txt lists of paths; or URIs"""
+    list_stores: tuple[Location, ...] = ()
+    """Stores that lines of a list may name, such as s3://bucket, beside those of the inputs"""
     root: Path
     """Directory of everything that is made: dataset/, run/, mlflow.db, metrics.json"""
     preprocess: DatasetConfig = field(default_factory=DatasetConfig)

@@ -26,12 +26,13 @@ def run_pipeline(job: PipelineJob) -> None:
         UserError: as of the stages; it names the pipeline's settings, such as `train.batch_size`.
     """
     dataset, run = Location(job.root / "dataset"), job.root / "run"
+    inputs: dict[str, Any] = {"input": job.input, "list_stores": job.list_stores}
     tracking: dict[str, Any] = {"tracking_uri": job.tracking_uri, "experiment": job.experiment}
     with shared_ray_session():
-        with settings_of_stage("preprocess", dataset="root", input="input", **_TRACKING):
+        with settings_of_stage("preprocess", dataset="root", input="input", list_stores="list_stores", **_TRACKING):
             from pipelines.preprocess.job import preprocess  # Each stage when it is its turn: PyTorch takes seconds.
 
-            preprocess(PreprocessJob(input=job.input, dataset=dataset, **_fields(job.preprocess), **tracking))
+            preprocess(PreprocessJob(**inputs, dataset=dataset, **_fields(job.preprocess), **tracking))
         with settings_of_stage("train", dataset="root", run="root", code_shards="preprocess.code_shards", **_TRACKING):
             from pipelines.train.job import run_training
 

@@ -9,6 +9,8 @@ from urllib.parse import SplitResult, urlsplit
 
 import pyarrow.fs as pafs
 
+from glo_core.common.credentials import require_no_credentials
+
 
 class Location:
     """A local path or a URI, with the words of `pathlib`.
@@ -22,13 +24,19 @@ class Location:
     _uri: SplitResult | None
 
     def __init__(self, place: "str | Path | Location") -> None:
-        """Take a path, the text of one, a URI or another location; `file://` URIs are local paths."""
+        """Take a path, the text of one, a URI or another location; `file://` URIs are local paths.
+
+        Raises:
+            ConfigError: if a URI holds a key or a password.
+        """
         if isinstance(place, Location):
             self._path, self._uri = place._path, place._uri
             return
         text = str(place).removeprefix("file://")
         self._uri = urlsplit(text) if "://" in text else None
         self._path = None if self._uri else Path(text)
+        if self._uri:
+            require_no_credentials(text)
 
     @property
     def path(self) -> Path | None:
@@ -39,6 +47,11 @@ class Location:
     def remote(self) -> bool:
         """Whether this is a URI of an object store."""
         return self._uri is not None
+
+    @property
+    def store(self) -> str | None:
+        """The URI of the store alone, with its options, such as s3://bucket?region=eu; None of a local location."""
+        return self._uri._replace(path="", fragment="").geturl() if self._uri else None
 
     @property
     def name(self) -> str:

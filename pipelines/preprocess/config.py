@@ -31,6 +31,8 @@ class PreprocessJob(IngestOptions, DatasetConfig, TrackingConfig):
 
     input: Annotated[tuple[Location, ...], MustExist] = ()
     """Folders of image files, searched recursively; .tar shards, .parquet tables, .txt lists of paths; or URIs"""
+    list_stores: tuple[Location, ...] = ()
+    """Stores that lines of a list may name, such as s3://bucket, beside those of the inputs"""
     dataset: Location
     """Directory or URI of the dataset, made if it is not there"""
     remove: tuple[str, ...] = ()

@@ -59,7 +59,7 @@ def preprocess(job: PreprocessJob) -> dict[str, Any]:
     """
     requested = DatasetConfig(**{f.name: getattr(job, f.name) for f in dataclasses.fields(DatasetConfig)})
     dataset, inputs = Location(job.dataset).absolute(), [Location(place).absolute() for place in job.input]
-    sources = find_sources(inputs, {})  # Before the dataset is made: a mistake leaves no trace.
+    sources = find_sources(inputs, {}, job.list_stores)  # Before the dataset is made: a mistake leaves no trace.
     config = _resolve_config(requested, dataset, sources)
     _check_config(dataset, config)
     started = time.perf_counter()
@@ -75,7 +75,15 @@ def preprocess(job: PreprocessJob) -> dict[str, Any]:
             log.info("going on with plan %06d of %d files", plan.number, plan.rows)
         else:
             retry = ids_to_retry(dataset, snapshots, everything=job.retry_rejected)
-            stats, plan = make_plan(dataset, len(snapshots) + 1, config, inputs, on_change=job.on_change, retry=retry)
+            stats, plan = make_plan(
+                dataset,
+                len(snapshots) + 1,
+                config,
+                inputs,
+                on_change=job.on_change,
+                retry=retry,
+                list_stores=job.list_stores,
+            )
         if plan is None:
             _print_nothing_new(dataset, inputs, stats)
             return {}

@@ -131,6 +131,7 @@ def make_plan(
     *,
     on_change: OnChange = "keep",
     retry: Int64Array,
+    list_stores: Sequence[Location] = (),
 ) -> tuple[DiffStats, Plan | None]:
     """List `inputs`, assign ids to what is new there, and commit that; no plan if nothing is new.
 
@@ -138,13 +139,14 @@ def make_plan(
         number: of the plan.
         on_change: recorded in the plan.
         retry: ids of rejected files that are to be tried again, int64 `[n]`.
+        list_stores: stores that lines of a list may name beside those of `inputs`.
 
     Raises:
         UserError: if an input is missing or holds no file.
     """
     plans = open_plans(dataset)
     files, bases = [file for file, _ in plans], dict(plans[-1][1].sources) if plans else {}
-    sources = find_sources(inputs, bases)
+    sources = find_sources(inputs, bases, list_stores)
     bases |= {source.name: str(source.base) for source in sources}
     source_numbers: dict[str, int] = {}
     index = FileIndex.read(files, read_stat_cache(dataset), source_numbers)

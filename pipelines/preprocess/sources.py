@@ -30,26 +30,32 @@ class Source(NamedTuple):
     """"folder", "container" or "list" """
     input: Location
     """The folder, container or list itself"""
+    stores: frozenset[str] = frozenset()
+    """Stores that a line of a list may name, as `Location.store` has them"""
 
 
-def find_sources(inputs: Sequence[Location], bases: dict[str, str]) -> list[Source]:
+def find_sources(
+    inputs: Sequence[Location], bases: dict[str, str], list_stores: Sequence[Location] = ()
+) -> list[Source]:
     """Name every input.
 
     A folder that moved keeps its name: its old place is gone, and the new one ends alike.
 
     Args:
         bases: base folder of each source of earlier plans, by its name.
+        list_stores: stores that lines of a list may name beside those of `inputs`.
 
     Raises:
         UserError: if an input is missing or is of no kind that is read.
     """
     bases, sources = dict(bases), []
+    stores = frozenset(place.store for place in (*inputs, *list_stores) if place.store is not None)
     for place in dict.fromkeys(_resolved(place) for place in inputs):
         kind = _kind(place)
         base = place if kind == "folder" else place.parent
         name = _name(place, base, bases)
         bases[name] = str(base)
-        sources.append(Source(name, base, kind, place))
+        sources.append(Source(name, base, kind, place, stores))
     return sources
 
 

@@ -13,6 +13,7 @@ import pyarrow.fs as pafs
 
 from glo_core.common.errors import ConfigError
 from glo_core.common.location import Location
+from pipelines.preprocess.list_lines import lines_of_list
 from pipelines.preprocess.sources import Source, locate
 
 CHUNK = 8192
@@ -58,8 +59,7 @@ def list_files(source: Source) -> Iterator[Files]:
         if source.kind == "container":
             yield from _stat_all(source, iter([os.fsencode(source.input.name)]))
         elif source.kind == "list":
-            lines = (line.rstrip(b"\r") for line in source.input.read_bytes().split(b"\n"))
-            yield from _stat_all(source, (line for line in lines if line.strip()))
+            yield from _stat_all(source, lines_of_list(source))
         elif source.base.path is not None:
             yield from _walk(os.fsencode(source.base.path))
         else:

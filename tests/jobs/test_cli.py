@@ -268,3 +268,22 @@ def test_help_imports_neither_torch_nor_ray_nor_mlflow() -> None:
     code = "import sys, jobs.pipeline; print({'torch', 'ray', 'mlflow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("job", "flag"), [("pipeline", "--input"), ("pipeline", "--root"), ("train", "--dataset"), ("train", "--run")]
+)
+def test_a_flag_that_names_a_place_takes_no_secret(job: str, flag: str, recipe: Recipe) -> None:
+    config: Any = {"pipeline": PipelineJob, "train": TrainJob}[job]
+    for argv in ([flag, "s3://KEY:HUNTER2@bucket/x"], [f"{flag}=s3://b/x?secret_key=HUNTER2"]):
+        with pytest.raises(ConfigError, match=rf"^{flag}: s3://\*\*\*: this URI holds a key") as caught:
+            parse(job, config, argv=argv)
+        assert "HUNTER2" not in str(caught.value)
+    path = recipe("preprocess: {dataset: 's3://KEY:HUNTER2@bucket/x'}")
+    with pytest.raises(ConfigError, match=r"r\.yaml: dataset: s3://\*\*\*: this URI holds a key"):
+        parse("preprocess", PreprocessJob, argv=[path])
+
+
+def test_a_run_is_a_local_path_and_no_uri() -> None:
+    with pytest.raises(ConfigError, match=r"^--run: s3://bucket/run: is a URI, where a local path is needed"):
+        train("--run", "s3://bucket/run")

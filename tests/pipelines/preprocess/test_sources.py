@@ -139,9 +139,9 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             except OSError:
                 time.sleep(0.2)
         query = f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1&allow_bucket_creation=true"
-        fs, _ = pafs.FileSystem.from_uri(f"s3://key:secret@bucket/?{query}")
+        fs, _ = pafs.FileSystem.from_uri(f"s3://bucket/?{query}")
         fs.create_dir("bucket")
-        yield f"s3://key:secret@bucket/FOLDER?{query}"
+        yield f"s3://bucket/FOLDER?{query}"
     finally:
         end(process)
 
@@ -205,10 +205,52 @@ def test_a_lease_in_a_bucket_keeps_others_out_and_a_dead_holders_runs_out(
 
 
 def test_a_store_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
-    for place in ("nowhere://bucket/x", f"s3://key:secret@b/x?endpoint_override=127.0.0.1:{free_port()}&scheme=http"):
+    for place in ("nowhere://bucket/x", f"s3://b/x?endpoint_override=127.0.0.1:{free_port()}&scheme=http"):
         environment = os.environ | {"AWS_MAX_ATTEMPTS": "1", "AWS_RETRY_MODE": "standard"}
         command = [sys.executable, "-m", "jobs.preprocess", "--input", place, "--dataset", str(tmp_path / "d")]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
         assert done.returncode == 1
         assert "Traceback" not in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+OTHER_STORES = (
+    "s3://other/x.png",
+    "s3://bucket/x.png",  # The same name at another endpoint
+    "s3://bucket/x.png?endpoint_override=evil.example:9000&scheme=http",
+    "FILE:///etc/hostname",
+    "gs://bucket/x.png",
+    "http://169.254.169.254/latest/x.png",
+)
+
+
+@pytest.mark.parametrize("line", OTHER_STORES)
+def test_a_line_of_a_list_names_no_store_that_the_command_does_not(line: str, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(f"x.png\n{line}\n")
+    with pytest.raises(UserError, match=r"^`input` \(=.*list\.txt\): line 2 names .*add `list_stores` '") as caught:
+        preprocess_small(tmp_path / "d", tmp_path / "list.txt")
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "d" / "dataset.json").exists()
+
+
+@pytest.mark.parametrize("line", ["s3://KEY:HUNTER2@bucket/x", "s3://b/x?secret_key=HUNTER2", "s3://K:HUNTER2@[b/x"])
+def test_a_line_of_a_list_holds_no_secret(line: str, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(f"{line}\n")
+    with pytest.raises(UserError, match=r"^`input` \(=.*list\.txt\): line 1") as caught:
+        preprocess_small(tmp_path / "d", tmp_path / "list.txt")
+    assert "HUNTER2" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("session")
+def test_a_list_in_a_store_names_its_own_store_and_no_file_of_this_machine(bucket: str, tmp_path: Path) -> None:
+    one = Location(bucket.replace("FOLDER", "listed")) / "one.png"
+    (tmp_path / "secret.png").write_bytes(png(3))
+    local, tracking = f"file://{tmp_path}/secret.png", {"tracking_uri": f"sqlite:///{tmp_path}/mlflow.db"}
+    upload(bucket, "listed", {"one.png": png(1), "own.txt": f"{one}\n".encode(), "local.txt": local.encode()})
+    folder = Location(bucket.replace("FOLDER", "listed"))
+    assert preprocess_small(tmp_path / "d", str(folder / "own.txt"), **tracking)["train"] == 1
+    with pytest.raises(UserError, match=r"local\.txt.*: line 1 names a file of this machine"):
+        preprocess_small(tmp_path / "e", str(folder / "local.txt"))
+    (tmp_path / "here.txt").write_text(f"{one}\n{local}\n")
+    stores = (Location(bucket.replace("/FOLDER", "")),)
+    assert preprocess_small(tmp_path / "f", tmp_path / "here.txt", list_stores=stores)["train"] == 2

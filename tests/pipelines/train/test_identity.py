@@ -103,7 +103,7 @@ PREPROCESS_IDENTITY = {
 }
 """Fields of a dataset that are fixed when it is made, each with another value"""
 PREPROCESS_EXECUTION = TRACKING | {"on_change": "replace", "retry_rejected": True}
-PREPROCESS_PLACES = {"input", "dataset", "remove"}
+PREPROCESS_PLACES = {"input", "list_stores", "dataset", "remove"}
 """What is read, where it goes, and what is to go"""
 
 
