@@ -28,7 +28,8 @@ from benchmarks.environment import describe
 from benchmarks.preprocess_speed import quietly
 from glo_core.common.location import Location
 from glo_core.dataset_format.config import ResolvedDatasetConfig
-from glo_core.dataset_format.image_decoding import REASONS, SUFFIXES, RejectedImageError, decode
+from glo_core.dataset_format.image_decoding import SUFFIXES, decode
+from glo_core.dataset_format.rejection import REASONS, RejectedImageError
 from pipelines.preprocess.config import PreprocessJob
 from pipelines.preprocess.job import preprocess
 

@@ -3,13 +3,14 @@
 import functools
 import io
 import struct
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageFile, ImageOps, UnidentifiedImageError
 
 from glo_core.common.arrays import UInt8Array
 from glo_core.dataset_format.config import ResolvedDatasetConfig
+from glo_core.dataset_format.rejection import RejectedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 """Pillow's names of the formats that are read; of an animation, the first frame."""
@@ -18,22 +19,6 @@ MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"GIF8
 """How their files begin."""
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
-
-Reason = Literal[
-    "missing",
-    "unreadable",
-    "irregular",
-    "empty",
-    "unknown format",
-    "broken",
-    "truncated",
-    "too many pixels",
-    "too small",
-    "broken container",
-    "no image inside",
-]
-"""Why a file is no image of the dataset: see `docs/format.md`."""
-REASONS: tuple[Reason, ...] = get_args(Reason)
 
 EXIF_ORIENTATION = 0x0112
 SWAPPED, MIRRORED_X, MIRRORED_Y = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
@@ -50,16 +35,6 @@ class Decoded(NamedTuple):
     width: int
     """Width of the file's image in pixels, as stored"""
     height: int
-
-
-class RejectedImageError(Exception):
-    """The bytes are no image that the dataset takes."""
-
-    def __init__(self, reason: Reason, detail: str = "") -> None:
-        """Give a reason of the list, and what the library said."""
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason: Reason = reason
-        self.detail = " ".join(detail.split())[:160]
 
 
 def decode(data: bytes, policy: ResolvedDatasetConfig) -> Decoded:

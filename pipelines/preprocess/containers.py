@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from glo_core.common.location import Location
-from glo_core.dataset_format.image_decoding import SUFFIXES, Reason, RejectedImageError
+from glo_core.dataset_format.image_decoding import SUFFIXES
+from glo_core.dataset_format.rejection import Reason, RejectedImageError
 
 TAR, PARQUET = b".tar", b".parquet"
 CONTAINER_ENDINGS = (TAR, PARQUET, TAR.upper(), PARQUET.upper())

@@ -19,9 +19,10 @@ from glo_core.common.files import atomic_write, open_parquet
 from glo_core.common.location import Location
 from glo_core.dataset_format.blocks import write_block
 from glo_core.dataset_format.config import ResolvedDatasetConfig
-from glo_core.dataset_format.image_decoding import RejectedImageError, decode
+from glo_core.dataset_format.image_decoding import decode
 from glo_core.dataset_format.manifest import MANIFEST, ManifestRecord, block_path, manifest_path
 from glo_core.dataset_format.records import read_config, schema_metadata
+from glo_core.dataset_format.rejection import RejectedImageError
 from pipelines.preprocess.containers import is_container, list_members, read_ahead, read_members
 from pipelines.preprocess.content_index import ContentIndex
 from pipelines.preprocess.plan import plan_path, read_plan

@@ -11,7 +11,7 @@ from glo_core.common.arrays import Int64Array
 from glo_core.common.digests import digest
 from glo_core.common.location import Location
 from glo_core.dataset_format.hash_index import file_keys, halves, key_array
-from glo_core.dataset_format.image_decoding import RejectedImageError
+from glo_core.dataset_format.rejection import RejectedImageError
 from pipelines.preprocess.containers import CONTAINER_ENDINGS, Members, list_members, read_members
 from pipelines.preprocess.diff_stats import NAMES_SHOWN, DiffStats, display_name
 from pipelines.preprocess.file_index import FileIndex, FileStats, content_hashes, hash_files

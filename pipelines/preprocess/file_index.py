@@ -19,9 +19,9 @@ from glo_core.common.errors import DatasetError
 from glo_core.common.files import atomic_write, read_parquet
 from glo_core.common.location import Location
 from glo_core.dataset_format.hash_index import HashIndex, Keys, halves, key_array, key_column
-from glo_core.dataset_format.image_decoding import RejectedImageError
 from glo_core.dataset_format.manifest import read_parts, rows_of
 from glo_core.dataset_format.records import DatasetFile, parse_schema, schema_metadata
+from glo_core.dataset_format.rejection import RejectedImageError
 from glo_core.dataset_format.snapshots import Snapshot
 from pipelines.preprocess.sources import place_of, read_file
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from glo_core.common.errors import ConfigError
 from glo_core.common.location import Location
-from glo_core.dataset_format.image_decoding import RejectedImageError
+from glo_core.dataset_format.rejection import RejectedImageError
 from pipelines.preprocess.containers import is_container
 
 LISTS = (b".txt", b".lst")

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from glo_core.dataset_format.config import DatasetConfig, ResolvedDatasetConfig
-from glo_core.dataset_format.image_decoding import RejectedImageError, decode
+from glo_core.dataset_format.image_decoding import decode
+from glo_core.dataset_format.rejection import RejectedImageError
 
 RGB = ResolvedDatasetConfig(resolution=16, channels=3)
 GRAY = ResolvedDatasetConfig(resolution=16, channels=1)
