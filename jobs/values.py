@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from glo_core.common.config import MustExist, NoneWord
 from glo_core.common.errors import ConfigError
-from glo_core.common.location import Location
+from glo_core.common.location import Location, is_uri
 from glo_core.common.records import parse_field
 
 BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -109,12 +109,12 @@ def _read_text(kind: Any, text: str) -> Any:
         return int(number)
     if get_origin(kind) is Literal:
         return get_args(kind)[get_args(kind).index(text)]
-    if kind is Path and "://" in text:
+    if kind is Path and is_uri(text):
         path = Location(text).path  # A URI with a password is refused without repeating it.
         if path is None:
             raise ConfigError(f"{text}: is a URI, where a local path is needed")
         return path
-    if kind in (Path, Location) and "://" not in text:
+    if kind in (Path, Location) and not is_uri(text):
         if not text:
             raise ValueError(text)
         text = str(Path(text).expanduser())

@@ -2,14 +2,81 @@
 
 import functools
 import io
+import os
+import re
 import secrets
 from pathlib import Path
-from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from typing import Any, NamedTuple
+from urllib.parse import unquote_to_bytes
 
 import pyarrow.fs as pafs
 
 from glo_core.common.credentials import require_no_credentials
+from glo_core.common.errors import ConfigError
+
+OPTIONS = frozenset({
+    "access_key", "allow_bucket_creation", "allow_bucket_deletion", "allow_delayed_open", "background_writes",
+    "blob_storage_authority", "client_id", "client_secret", "dfs_storage_authority", "enable_tls",
+    "endpoint_override", "kerb_ticket", "location", "project_id", "region", "replication", "retry_limit_seconds",
+    "scheme", "secret_key", "session_token", "smart_defaults", "tenant_id", "tls_ca_dir_path", "tls_ca_file_path",
+    "tls_verify_certificates", "user",
+})  # fmt: skip
+"""Names of options that may follow the last `?` of a URI; with any other name, `?` is a letter of the path."""
+
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def is_uri(text: str) -> bool:
+    """Whether `text` begins with a scheme: `s3://bucket/key` does, and `/photos/a://b.png` is a path."""
+    return _URI.match(text) is not None
+
+
+class _Uri(NamedTuple):
+    """The parts of a URI as they are written: nothing is percent-decoded, since `%20` may stand in a key."""
+
+    scheme: str
+    store: str
+    """Bucket or host"""
+    path: str
+    """From its slash on"""
+    options: str
+    """`name=value` pairs joined by `&`, or "" """
+
+    @property
+    def text(self) -> str:
+        path = f"{self.scheme}://{self.store}{self.path}"
+        # A path that ends like options is followed by none, or else it would be read as those.
+        return f"{path}?{self.options}" if self.options or _ends_in_options(path) else path
+
+
+def _ends_in_options(text: str) -> bool:
+    """Whether what follows the last `?` of a URI is no part of its path: options, or nothing where it parts these."""
+    path, mark, options = text.rpartition("?")
+    if not options:
+        return bool(mark) and _ends_in_options(path)
+    return bool(mark) and all("=" in pair and pair.split("=", 1)[0] in OPTIONS for pair in options.split("&"))
+
+
+def _parse_uri(text: str) -> _Uri:
+    """The parts of a URI; `#`, and `?` before anything but options, are letters of its path."""
+    path, _, options = text.rpartition("?") if _ends_in_options(text) else (text, "", "")
+    scheme, _, rest = path.partition("://")
+    store, slash, path = rest.partition("/")
+    return _Uri(scheme, store, slash + path, options)
+
+
+def _path_of_file_uri(text: str) -> Path:
+    """The path that a `file://` URI names, percent-decoded.
+
+    Raises:
+        ConfigError: if it names another host.
+    """
+    host, slash, path = text.partition("://")[2].partition("/")
+    if host.lower() not in ("", "localhost"):
+        raise ConfigError(
+            f"{text}: names the host {host!r}, and files are read on this one; write file:///path, or give the path"
+        )
+    return Path(os.fsdecode(unquote_to_bytes(os.fsencode(slash + path))))
 
 
 class Location:
@@ -21,22 +88,25 @@ class Location:
 
     __slots__ = ("_path", "_uri")
     _path: Path | None
-    _uri: SplitResult | None
+    _uri: _Uri | None
 
     def __init__(self, place: "str | Path | Location") -> None:
         """Take a path, the text of one, a URI or another location; `file://` URIs are local paths.
 
         Raises:
-            ConfigError: if a URI holds a key or a password.
+            ConfigError: if a URI holds a key or a password, or a `file://` URI names another host.
         """
         if isinstance(place, Location):
             self._path, self._uri = place._path, place._uri
             return
-        text = str(place).removeprefix("file://")
-        self._uri = urlsplit(text) if "://" in text else None
-        self._path = None if self._uri else Path(text)
-        if self._uri:
-            require_no_credentials(text)
+        self._path, self._uri = None, None
+        if isinstance(place, Path) or not is_uri(place):
+            self._path = Path(place)
+        elif place.lower().startswith("file://"):
+            self._path = _path_of_file_uri(place)
+        else:
+            require_no_credentials(place)
+            self._uri = _parse_uri(place)
 
     @property
     def path(self) -> Path | None:
@@ -51,7 +121,7 @@ class Location:
     @property
     def store(self) -> str | None:
         """The URI of the store alone, with its options, such as s3://bucket?region=eu; None of a local location."""
-        return self._uri._replace(path="", fragment="").geturl() if self._uri else None
+        return self._uri._replace(path="").text if self._uri else None
 
     @property
     def name(self) -> str:
@@ -67,7 +137,7 @@ class Location:
         return Location(self._path / name) if self._path else self._at(f"{self._text_path}/{name}")
 
     def __str__(self) -> str:
-        return self._uri.geturl() if self._uri else str(self._path)
+        return self._uri.text if self._uri else str(self._path)
 
     __repr__ = __str__
 
@@ -77,10 +147,10 @@ class Location:
     def __hash__(self) -> int:
         return hash(self._path or self._uri)
 
-    def __getstate__(self) -> tuple[Path | None, SplitResult | None]:
+    def __getstate__(self) -> tuple[Path | None, _Uri | None]:
         return self._path, self._uri
 
-    def __setstate__(self, state: tuple[Path | None, SplitResult | None]) -> None:
+    def __setstate__(self, state: tuple[Path | None, _Uri | None]) -> None:
         self._path, self._uri = state
 
     def absolute(self) -> "Location":
@@ -172,7 +242,7 @@ class Location:
         """
         if self._uri is None:
             return pafs.LocalFileSystem(), str(self._path)
-        fs, base = _connected(self._uri.scheme, self._uri.netloc, self._uri.query)
+        fs, base = _connected(self._uri.scheme, self._uri.store, self._uri.options)
         return fs, base + self._text_path
 
     @property
@@ -181,7 +251,7 @@ class Location:
         return self._uri.path.rstrip("/")
 
     def _at(self, path: str) -> "Location":
-        """Another path of the same store; not parsed, since `#` and `?` are letters like others in a key."""
+        """Another path of the same store."""
         assert self._uri is not None
         location = object.__new__(Location)
         location._path, location._uri = None, self._uri._replace(path=path)
@@ -189,10 +259,10 @@ class Location:
 
 
 @functools.cache
-def _connected(scheme: str, host: str, query: str) -> tuple[Any, str]:
+def _connected(scheme: str, host: str, options: str) -> tuple[Any, str]:
     """One file system, with its connections, for each store in a process; and its name of the root."""
     try:
-        fs, base = pafs.FileSystem.from_uri(f"{scheme}://{host}/" + (f"?{query}" if query else ""))
+        fs, base = pafs.FileSystem.from_uri(f"{scheme}://{host}/" + (f"?{options}" if options else ""))
     except ValueError as error:  # pyarrow.ArrowInvalid: a scheme that it does not know, or a bad option
         raise OSError(f"{scheme}://{host}: {str(error).splitlines()[0]}") from None
     return fs, base.rstrip("/")

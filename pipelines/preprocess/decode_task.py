@@ -16,7 +16,7 @@ from glo_core.common.arrays import BoolArray, Int64Array
 from glo_core.common.digests import digest
 from glo_core.common.errors import DatasetError, UserError
 from glo_core.common.files import atomic_write, open_parquet
-from glo_core.common.location import Location
+from glo_core.common.location import Location, is_uri
 from glo_core.dataset_format.blocks import write_block
 from glo_core.dataset_format.config import ResolvedDatasetConfig
 from glo_core.dataset_format.image_decoding import decode
@@ -26,7 +26,7 @@ from glo_core.dataset_format.rejection import RejectedImageError
 from pipelines.preprocess.containers import is_container, list_members, read_ahead, read_members
 from pipelines.preprocess.content_index import ContentIndex
 from pipelines.preprocess.plan import plan_path, read_plan
-from pipelines.preprocess.sources import place_of, read_file
+from pipelines.preprocess.sources import foreign_data, place_of, read_file
 
 Content = bytes | RejectedImageError
 """What reading a file gave"""
@@ -107,7 +107,7 @@ def _read_all(files: Any, bases: dict[str, str]) -> Iterator[tuple[int, Content]
     for row, (source, path, member) in enumerate(zip(sources, paths, members, strict=True)):
         if member is not None:
             by_container.setdefault((source, path), []).append(row)
-        elif places[source].remote or b"://" in path:
+        elif places[source].remote or is_uri(os.fsdecode(path)):
             remote.append(row)
         else:
             yield row, _read(places[source], path, sizes[row])
@@ -116,30 +116,36 @@ def _read_all(files: Any, bases: dict[str, str]) -> Iterator[tuple[int, Content]
     if by_container:
         starts, lengths = files.column("start").to_numpy(), files.column("length").to_numpy()
         for (source, path), member_rows in by_container.items():
-            place = place_of(places[source], path)
-            yield from _read_container(place, member_rows, starts[member_rows], lengths[member_rows])
+            yield from _read_container(places[source], path, member_rows, starts[member_rows], lengths[member_rows])
 
 
 def _read(base: Location, path: bytes, size: int) -> Content:
     try:
         if is_container(path):  # Without a member, since there was none when it was listed: say why.
-            members = list_members(place_of(base, path))
+            with foreign_data("missing"):
+                place = place_of(base, path)
+            with foreign_data("broken container"):
+                members = list_members(place)
             detail = f"damaged behind {len(members.names)} images" if members.damaged else "changed since it was listed"
             raise RejectedImageError("broken container", detail)
         return read_file(base, path, size)
     except RejectedImageError as error:
         return error
-    except ValueError as error:  # A line of a list that is no URI
-        return RejectedImageError("missing", str(error))
 
 
 def _read_container(
-    place: Location, rows: Sequence[int], starts: Int64Array, lengths: Int64Array
+    base: Location, path: bytes, rows: Sequence[int], starts: Int64Array, lengths: Int64Array
 ) -> Iterator[tuple[int, Content]]:
-    """Members of one container: `rows`, `starts` and `lengths` have one entry for each."""
+    """Members of the container at `path`: `rows`, `starts` and `lengths` have one entry for each."""
     unread = set(rows)
     try:
-        for index, data in read_members(place, starts.tolist(), lengths.tolist()):
+        with foreign_data("broken container"):
+            contents = read_members(place_of(base, path), starts.tolist(), lengths.tolist())
+        while True:
+            with foreign_data("broken container"):  # Around reading alone: what the caller raises is not the file's.
+                index, data = next(contents, (-1, b""))
+            if index < 0:
+                break
             unread.remove(rows[index])
             yield rows[index], data
     except RejectedImageError as error:
@@ -191,7 +197,8 @@ class BlockBuilder:
             self._duplicates[row] = original
             return
         try:
-            decoded = decode(content, self._config)
+            with foreign_data("broken"):
+                decoded = decode(content, self._config)
         except RejectedImageError as error:
             self._reject(row, error)
             return
@@ -263,4 +270,4 @@ def _labels(files: Any) -> list[str]:
 
 def _first_folder(path: bytes) -> str:
     first, slash, _ = path.partition(b"/")
-    return os.fsdecode(first).encode(errors="replace").decode() if slash and b"://" not in path else ""
+    return os.fsdecode(first).encode(errors="replace").decode() if slash and not is_uri(os.fsdecode(path)) else ""

@@ -23,7 +23,7 @@ from glo_core.dataset_format.manifest import read_parts, rows_of
 from glo_core.dataset_format.records import DatasetFile, parse_schema, schema_metadata
 from glo_core.dataset_format.rejection import RejectedImageError
 from glo_core.dataset_format.snapshots import Snapshot
-from pipelines.preprocess.sources import place_of, read_file
+from pipelines.preprocess.sources import foreign_data, place_of, read_file
 
 
 class FileStats(NamedTuple):
@@ -242,8 +242,8 @@ def ids_to_retry(dataset: Location, snapshots: Sequence[Snapshot], *, everything
 
 def _can_be_read(base: Location, path: bytes) -> bool:
     try:
-        with place_of(base, path).open() as file:
+        with foreign_data("unreadable"), place_of(base, path).open() as file:
             file.read(1)
-    except (OSError, ValueError):
+    except RejectedImageError:
         return False
     return True

@@ -4,16 +4,18 @@ A *source* is one input under a name that does not say where it lies. It is a ba
 with a path, a size and a time; a file may be a *container*, whose *members* are the images.
 """
 
+import contextlib
+import errno
 import functools
 import itertools
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from glo_core.common.errors import ConfigError
-from glo_core.common.location import Location
-from glo_core.dataset_format.rejection import RejectedImageError
+from glo_core.common.location import Location, is_uri
+from glo_core.dataset_format.rejection import Reason, RejectedImageError
 from pipelines.preprocess.containers import is_container
 
 LISTS = (b".txt", b".lst")
@@ -60,7 +62,8 @@ def find_sources(
 
 
 def _resolved(place: Location) -> Location:
-    return Location(place.path.resolve()) if place.path else place
+    # `Path.resolve` raises a RuntimeError at a link that leads to itself.
+    return Location(os.path.realpath(place.path)) if place.path else place
 
 
 def _name(place: Location, base: Location, bases: dict[str, str]) -> str:
@@ -96,6 +99,28 @@ def _kind(place: Location) -> str:
 # ---------------------------------------------------------------- reading
 
 
+@contextlib.contextmanager
+def foreign_data(reason: Reason) -> Iterator[None]:
+    """The border to foreign files: whatever the block raises is a rejection, for `reason` unless the error has another.
+
+    Raises:
+        RejectedImageError: and nothing else.
+    """
+    try:
+        yield
+    except RejectedImageError:
+        raise
+    except (FileNotFoundError, NotADirectoryError):
+        raise RejectedImageError("missing") from None
+    except IsADirectoryError:
+        raise RejectedImageError("irregular") from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ELOOP:  # A link that leads to itself
+            reason = "missing"
+        detail = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise RejectedImageError(reason, detail) from None
+
+
 @functools.lru_cache(maxsize=1024)
 def _folder(base: Location) -> bytes | None:
     """The local folder that paths begin at, with its slash; None of a remote one."""
@@ -104,7 +129,7 @@ def _folder(base: Location) -> bytes | None:
 
 def locate(base: Location, path: bytes) -> bytes | Location:
     """The file at `path` of a source: bytes for a local one, as the file system names it."""
-    if b"://" in path:
+    if is_uri(os.fsdecode(path)):  # A line of a list
         place = Location(os.fsdecode(path))
         return os.fsencode(place.path) if place.path else place
     folder = _folder(base)
@@ -128,15 +153,10 @@ def read_file(base: Location, path: bytes, size: int = -1) -> bytes:
     Raises:
         RejectedImageError: if it is missing, unreadable or no regular file.
     """
-    try:
+    with foreign_data("missing"):
         place = locate(base, path)
+    with foreign_data("unreadable"):
         return place.read_bytes() if isinstance(place, Location) else _read_local(place, size)
-    except (FileNotFoundError, NotADirectoryError):
-        raise RejectedImageError("missing") from None
-    except IsADirectoryError:
-        raise RejectedImageError("irregular") from None
-    except (OSError, ValueError) as error:
-        raise RejectedImageError("unreadable", getattr(error, "strerror", None) or str(error)) from None
 
 
 def _read_local(path: bytes, size: int) -> bytes:

@@ -173,7 +173,7 @@ def _stat_paths(base: Location, paths: Sequence[bytes]) -> Files:
             else:
                 info = place.info()
                 files.add(path, -1 if info.size is None else info.size, info.mtime_ns or 0)
-        except (OSError, ValueError):
+        except Exception:  # Reading it will say why.
             files.add(path, -1, 0)
     return files
 

@@ -121,6 +121,36 @@ def test_a_list_names_files_anywhere(tmp_path: Path) -> None:
     assert preprocess_small(tmp_path / "d", tmp_path / "list.txt")["train"] == 1
 
 
+ODD = ["a#1.png", "what?.png", "a?region=x.png", "a%20b.png", "x y.png", "a&b=c.png", "#", "é.png"]
+"""Names of files that a URI could misread"""
+
+
+@pytest.mark.usefixtures("session")
+def test_names_and_lists_that_a_uri_could_misread(tmp_path: Path) -> None:
+    folder = tmp_path / "my photos#1?x=%41"
+    folder.mkdir()
+    for number, name in enumerate(ODD):
+        (folder / name).write_bytes(png(number))
+    assert preprocess_small(tmp_path / "d", folder)["train"] == len(ODD)
+    assert preprocess_small(tmp_path / "d", folder.as_uri()) == {}
+    assert preprocess_small(tmp_path / "d", folder.as_uri().replace("file://", "file://localhost")) == {}
+    lines = [(folder / name).as_uri() for name in ODD[:4]] + [str(folder / name) for name in ODD[4:]]
+    lines += ["://", "nowhere\ud800.png"]
+    # As Windows writes it: a byte order mark, and CRLF.
+    text = "\r\n".join(lines).encode("utf-8-sig", errors="surrogatepass")
+    (tmp_path / "list.txt").write_bytes(text)
+    summary = preprocess_small(tmp_path / "e", tmp_path / "list.txt")
+    assert (summary["train"], summary["rejected"]) == (len(ODD), 2), summary["reasons"]
+    (tmp_path / "host.txt").write_text("file://otherhost/a.png")
+    with pytest.raises(UserError, match=r"host\.txt\): line 1: file://otherhost/a\.png: names the host 'otherhost'"):
+        preprocess_small(tmp_path / "f", tmp_path / "host.txt")
+    for code in ("utf-16", "utf-16-le", "utf-32"):
+        (tmp_path / "wide.txt").write_bytes("\n".join(lines[:2]).encode(code))
+        with pytest.raises(UserError, match=r"wide\.txt\): is in UTF-16, where a list in UTF-8 was expected"):
+            preprocess_small(tmp_path / "f", tmp_path / "wide.txt")
+        assert not (tmp_path / "f" / "dataset.json").exists()
+
+
 # ---------------------------------------------------------------- S3
 
 
@@ -189,6 +219,19 @@ def test_a_tar_shard_and_a_list_in_a_bucket(bucket: str, tmp_path: Path) -> None
     assert preprocess_small(tmp_path / "d", bucket.replace("FOLDER", "shards"), tmp_path / "list.txt")["train"] == 6
 
 
+@pytest.mark.usefixtures("session")
+def test_keys_of_a_bucket_have_any_letters(bucket: str, tmp_path: Path) -> None:
+    upload(bucket, "odd/a#b?c=1", {name: png(number) for number, name in enumerate(ODD)})
+    folder = Location(bucket.replace("FOLDER", "odd")) / "a#b?c=1"
+    assert preprocess_small(tmp_path / "d", str(folder))["train"] == len(ODD)
+    assert {row["path"].decode() for row in rows(tmp_path / "d")} == set(ODD)
+    assert {row["source"] for row in rows(tmp_path / "d")} == {"a#b?c=1"}
+    assert preprocess_small(tmp_path / "d", str(folder)) == {}
+    (tmp_path / "list.txt").write_text("\n".join(str(folder / name) for name in ODD))
+    summary = preprocess_small(tmp_path / "d", tmp_path / "list.txt", list_stores=(folder,))
+    assert (summary["duplicate"], summary["rejected"]) == (len(ODD), 0)
+
+
 def test_a_lease_in_a_bucket_keeps_others_out_and_a_dead_holders_runs_out(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,7 +261,6 @@ OTHER_STORES = (
     "s3://other/x.png",
     "s3://bucket/x.png",  # The same name at another endpoint
     "s3://bucket/x.png?endpoint_override=evil.example:9000&scheme=http",
-    "FILE:///etc/hostname",
     "gs://bucket/x.png",
     "http://169.254.169.254/latest/x.png",
 )
