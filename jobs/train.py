@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from glo_core.checkpoint.run_record import without_imports
 from glo_core.common.errors import CheckpointError
 from glo_core.dataset_format.snapshots import read_dataset
-from glo_core.training.phases import recipe_of
+from glo_core.training.phases import saved_settings
 from jobs.cli import main
 from pipelines.common.records import read_run_record
 from pipelines.train.config import TrainJob
@@ -20,8 +19,7 @@ def saved_config(values: dict[str, Any]) -> dict[str, Any]:
         raise CheckpointError(
             f"{values['run']}: was trained by glo.train with objects of its own ({', '.join(objects)}); go on there"
         )
-    recipe_of(values["run"], record)
-    return {**without_imports(record.identity), "warm_start": record.paths.get("warm_start")}
+    return {**saved_settings(values["run"], record), "warm_start": record.paths.get("warm_start")}
 
 
 def run(job: TrainJob) -> None:

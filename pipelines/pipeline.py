@@ -41,13 +41,13 @@ def run_pipeline(job: PipelineJob) -> None:
             from pipelines.fit_prior import fit_prior
 
             fit_prior(FitPriorJob(run=run, **_fields(job.fit_prior), **tracking))
-        with settings_of_stage("render", run="root", **_TRACKING):
+        with settings_of_stage("render", run="root", decoder_kind="train.decoder.kind", **_TRACKING):
             from pipelines.render import render
 
             grids = render(RenderJob(run=run, decoder_kind=job.train.decoder.kind, **_fields(job.render), **tracking))
         metrics = PipelineMetrics(images_seen=done.images_seen, psnr=done.psnr, pca_psnr=done.pca_psnr)
         write_record(job.root / "metrics.json", metrics)
-        with settings_of_stage("evaluate", run="root", **_TRACKING):
+        with settings_of_stage("evaluate", run="root", decoder_kind="train.decoder.kind", **_TRACKING):
             from pipelines.evaluate import evaluate
 
             kind = job.train.decoder.kind

@@ -50,20 +50,6 @@ class RunRecord(Record):
     """Of a training, oldest first"""
 
 
-def without_imports(identity: dict[str, Any]) -> dict[str, Any]:
-    """The identity of a training without settings that name code to import, as package.module:name.
-
-    A file must not choose which code is run: such a setting comes from the user's own command or recipe.
-    """
-    safe = {}
-    for key, value in identity.items():
-        if isinstance(value, dict):
-            safe[key] = without_imports(value)
-        elif not (key in ("kind", "perceptual_network") and ":" in str(value)):
-            safe[key] = value
-    return safe
-
-
 def read_run_record(directory: Path) -> RunRecord | None:
     """The record of the stage that made `directory`; None if there is no record.
 

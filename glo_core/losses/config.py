@@ -36,6 +36,8 @@ class PyramidConfig(Config):
         return self.levels or max(most - 1, 1)
 
 
+VGG16 = "vgg16"
+"""The one feature network of the loss `perceptual` that is no code of the user's"""
 TERMS = ("mse", "l1", "pairwise", "pyramid", "ssim", "perceptual")
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from glo_core.common.errors import UserError, one_line
 from glo_core.common.shapes import Float, Tensor
+from glo_core.losses.config import VGG16
 from glo_core.losses.pixel_ranges import to_unit
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -33,7 +34,7 @@ def feature_network(
     Raises:
         UserError: if the network cannot be loaded, or its output is something else.
     """
-    network = (_vgg16() if name == "vgg16" else _imported(name, resolution)).to(device).eval().requires_grad_(False)
+    network = (_vgg16() if name == VGG16 else _imported(name, resolution)).to(device).eval().requires_grad_(False)
     mean = torch.tensor(_MEAN, device=device).view(3, 1, 1)
     std = torch.tensor(_STD, device=device).view(3, 1, 1)
 

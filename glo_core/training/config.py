@@ -6,8 +6,8 @@ from typing import Literal
 
 from glo_core.codes.config import CodeConfig, ResolvedCodeConfig
 from glo_core.common.config import AllInt, AutoInt, Config, OffFloat, OffInt
-from glo_core.decoder.config import DecoderConfig, ResolvedDecoderConfig
-from glo_core.losses.config import PyramidConfig, loss_terms
+from glo_core.decoder.config import KINDS, MODULE, DecoderConfig, ResolvedDecoderConfig
+from glo_core.losses.config import VGG16, PyramidConfig, loss_terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class TrainConfig(Config):
     """Images of one optimizer step over all workers; auto takes 16 to 256, by the number of images"""
     loss: str = "mse"
     """Weighted sum, such as pyramid + 0.5 mse, of: mse, l1, pairwise, pyramid (Laplacian), ssim, perceptual"""
-    perceptual_network: str = "vgg16"
+    perceptual_network: str = VGG16
     """Network of the loss perceptual: vgg16 of torchvision, or package.module:function that returns your own"""
     precision: Literal["float32", "float64"] = "float32"
     """Type of weights, codes and arithmetic"""
@@ -70,6 +70,12 @@ class TrainConfig(Config):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"`{name}` (={value}) must be above 0, or off")
+
+    @property
+    def imports(self) -> dict[str, str]:
+        """Settings that name code to import, as package.module:name, by their dotted names."""
+        named = {"decoder.kind": self.decoder.kind, "perceptual_network": self.perceptual_network}
+        return {name: value for name, value in named.items() if value not in (*KINDS, MODULE, VGG16)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from glo_core.common.errors import CheckpointError, ConfigError
 from glo_core.common.files import differences
 from glo_core.common.records import parse_value
 from glo_core.training.auto_config import images_to_see
-from glo_core.training.config import ResolvedTrainConfig
+from glo_core.training.config import ResolvedTrainConfig, TrainConfig
 
 
 def read_training(run: Path) -> RunRecord | None:
@@ -48,6 +48,32 @@ def recipe_of(run: Path, record: RunRecord) -> ResolvedTrainConfig:
         return parse_value(record.identity, ResolvedTrainConfig)
     except ValueError as error:
         raise CheckpointError(f"{run / RUN_FILE}: identity: {error}; the file is damaged, copy it back") from None
+
+
+def saved_settings(run: Path, record: RunRecord) -> dict[str, Any]:
+    """The recipe of `run` by setting, nested, without those that name code to import.
+
+    A file must not choose which code is run: such a setting comes from the user's own command or recipe.
+
+    Raises:
+        CheckpointError: as of `recipe_of`.
+    """
+    recipe = recipe_of(run, record)
+    settings = dataclasses.asdict(recipe)
+    for name in recipe.imports:
+        section, _, field = name.rpartition(".")
+        del (settings[section] if section else settings)[field]
+    return settings
+
+
+def require_own_imports(run: Path, saved: TrainConfig, requested: TrainConfig | None) -> None:
+    """Raise `CheckpointError` if the recipe of `run` names code to import that `requested` does not name."""
+    for name, value in saved.imports.items():
+        if requested is None or requested.imports.get(name) != value:
+            raise CheckpointError(
+                f"{run / RUN_FILE}: names code to import (`{name}` {value}), which a file must not choose; "
+                f"if you trust it, give `{name}` yourself"
+            )
 
 
 def require_recipe(run: Path, record: RunRecord, identity: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from glo_core.checkpoint.layout import committed_checkpoints
 from glo_core.checkpoint.reader import Checkpoint
-from glo_core.checkpoint.run_record import RUN_FILE, PhaseRecord, RunRecord, without_imports
+from glo_core.checkpoint.run_record import RUN_FILE, PhaseRecord, RunRecord
 from glo_core.codes.config import CodeConfig
 from glo_core.codes.table import CodeTable, raw_name
 from glo_core.common.errors import CheckpointError, UserError
@@ -171,10 +171,8 @@ def _resolve(
 ) -> ResolvedTrainConfig:
     """`config` with nothing left to choose: as the `record` of `run` has it, or else by the rules for `images`."""
     earlier = run_phases.recipe_of(run, record) if run is not None and record is not None else None
-    if config is None and record is not None and without_imports(record.identity) != record.identity:
-        raise CheckpointError(
-            f"the recipe of {run} names code to import, which a file must not choose; give the recipe: config=..."
-        )
+    if run is not None and earlier is not None:
+        run_phases.require_own_imports(run, earlier, config)
     return resolve_defaults(config or earlier or TrainConfig(), len(images.ids), images.resolution, earlier)
 
 

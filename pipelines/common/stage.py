@@ -177,13 +177,17 @@ def _as_json(value: Any) -> Any:
     return [_as_json(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def saved_config_of_newest(run: Path | str, folder: str) -> dict[str, Any]:
-    """The identity of the stage that made `<run>/<folder>/<images seen>` of the newest checkpoint, if one did."""
+def saved_config_of_newest(run: Path | str, folder: str, owner: type) -> dict[str, Any]:
+    """The identity of the stage that made `<run>/<folder>/<images seen>` of the newest checkpoint, if one did.
+
+    Only fields of `owner`, a config, are taken: a record must choose no code, place or server.
+    """
     from glo_core.checkpoint.layout import committed_checkpoints
 
     for checkpoint in committed_checkpoints(Path(run))[-1:]:
         record = read_run_record(Path(run) / folder / checkpoint.name)
-        return record.identity if record else {}
+        names = {field.name for field in dataclasses.fields(owner)}
+        return {name: value for name, value in record.identity.items() if name in names} if record else {}
     return {}
 
 

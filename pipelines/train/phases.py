@@ -7,7 +7,7 @@ from glo_core.checkpoint.reader import Checkpoint
 from glo_core.data.dataset import Dataset
 from glo_core.training.auto_config import resolve_defaults
 from glo_core.training.config import ResolvedTrainConfig
-from glo_core.training.phases import next_phases, recipe_of
+from glo_core.training.phases import next_phases, recipe_of, require_own_imports
 from glo_core.training.schedule import Phase
 from pipelines.common.records import TrainDone, read_run_record
 from pipelines.common.stage import Stage
@@ -18,11 +18,12 @@ def resolve_recipe(job: TrainJob, dataset: Dataset) -> ResolvedTrainConfig:
     """The recipe of `job` with nothing left to choose: as the run has it, or else by the rules for `dataset`.
 
     Raises:
-        CheckpointError: if the run's record is damaged.
+        CheckpointError: if the run's record is damaged, or names code that `job` does not.
     """
     record, earlier = read_run_record(job.run), None
     if record is not None:
         earlier = recipe_of(job.run, record)
+        require_own_imports(job.run, earlier, job)
     return resolve_defaults(job, dataset.num_train, dataset.config.resolution, earlier)
 
 
