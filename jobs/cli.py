@@ -22,6 +22,7 @@ from glo_core.common.config import NoneWord
 from glo_core.common.errors import ConfigError, UserError, rename_settings
 from jobs.values import read_saved, read_value, require_path, unwrap
 from pipelines.common.logs import configure
+from pipelines.common.stop_signals import STOPPED_STATUS, on_stop_signal
 
 Config = TypeVar("Config")
 Layer = dict[str, Any]
@@ -47,7 +48,8 @@ def main(
     """
     configure(name)
     try:
-        run(parse(name, config_type, saved_config=saved_config, argv=argv))
+        with on_stop_signal(_interrupt):
+            run(parse(name, config_type, saved_config=saved_config, argv=argv))
     except UserError as error:
         flags = {key: _flag(key) for key, f in _fields(config_type).items() if not f.nested}
         sys.exit(f"{name}: error: {rename_settings(str(error), flags.get)}")
@@ -55,7 +57,12 @@ def main(
         reason = error.strerror or " ".join(str(error).split())
         sys.exit(f"{name}: error: {f'{error.filename}: ' if error.filename else ''}{reason}")
     except KeyboardInterrupt:
-        sys.exit(f"{name}: interrupted; run the same command again to resume")
+        print(f"{name}: interrupted; run the same command again to resume", file=sys.stderr)
+        sys.exit(STOPPED_STATUS)
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def parse(

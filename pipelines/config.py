@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from glo_core.common.config import AllInt, Config, MustExist, OffText
+from glo_core.common.limits import LARGEST_SEED, MANY, require_at_most
 from glo_core.common.location import Location
 from glo_core.dataset_format.config import DatasetConfig
 from glo_core.evaluation.config import InvertConfig
@@ -30,6 +31,7 @@ class RenderConfig(Config):
         for name in ("columns", "rows", "neighbors"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` (={getattr(self, name)}) must be at least 1")
+        require_at_most(self, columns=1000, rows=1000, neighbors=1000, seed=LARGEST_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,7 @@ class EvaluateConfig(InvertConfig):
         super().__post_init__()
         if self.held_out is not None and self.held_out < 1:
             raise ValueError(f"`held_out` (={self.held_out}) must be at least 1, or all")
+        require_at_most(self, held_out=MANY)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from glo_core.common.config import AutoInt, Config
+from glo_core.common.limits import LARGEST_RATE, require_at_most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ class CodeConfig(Config):
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` (={getattr(self, name)}) must be at least 0 and below 1")
+        require_at_most(self, dim=2**16, learning_rate=LARGEST_RATE, init_scale=1e6, weight_decay=1e6)
 
 
 @dataclass(frozen=True, kw_only=True)

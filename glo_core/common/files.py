@@ -1,7 +1,8 @@
 """Files that are whole or absent: atomic writes, and Parquet files that are opened with a check.
 
 Every format of the project is written through `atomic_write`: the bytes go to a temporary name beside the
-final one, are flushed to the disk, and are renamed. A reader sees a whole file or none.
+final one, are flushed to the disk, and are renamed; then the directory is flushed. A reader sees a whole file or
+none, after a power cut too.
 """
 
 import contextlib
@@ -18,6 +19,9 @@ import pyarrow.parquet as pq
 
 from glo_core.common.errors import UserError
 from glo_core.common.location import Location
+
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Of file systems whose directories cannot be flushed, and of directories that may be entered and not read"""
 
 
 @contextlib.contextmanager
@@ -37,11 +41,12 @@ def atomic_write(place: Path | Location) -> Iterator[Path]:
     # The host and process in the name keep two writers of the same file from sharing a temporary one.
     temporary = path.with_name(f".{path.name}.tmp-{socket.gethostname()}-{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_directory(path.parent)
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync_directory(path.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(
@@ -52,6 +57,27 @@ def atomic_write(place: Path | Location) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def sync_directory(directory: Path) -> None:
+    """Flush the names in `directory` to the disk: without it, a power cut can undo a rename that was seen before."""
+    try:
+        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+
+
+def _make_directory(directory: Path) -> None:
+    """Make `directory` and those above it, and flush the names of the new ones to the disk."""
+    if not directory.is_dir():
+        _make_directory(directory.parent)
+        directory.mkdir(exist_ok=True)
+        sync_directory(directory.parent)
 
 
 def sweep_temporary(directory: Path) -> None:

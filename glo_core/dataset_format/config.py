@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from PIL import ImageColor
 
 from glo_core.common.config import AutoInt, Config, OffInt
+from glo_core.common.limits import LARGEST_SEED, MANY, require_at_most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ class DecodePolicy(Config):
             ImageColor.getrgb(self.background)
         except ValueError:
             raise ValueError(f"`background` (={self.background!r}) must be a color such as '#ffffff'") from None
+        require_at_most(self, resolution=4096, tight_crop=10**6, max_pixels=MANY, min_side=10**6)
 
     @property
     def mode(self) -> str:
@@ -68,6 +70,7 @@ class DatasetConfig(DecodePolicy):
             raise ValueError(f"`code_shards` (={self.code_shards}) must be a power of two")
         if not 0 <= self.holdout < 1:
             raise ValueError(f"`holdout` (={self.holdout}) must be at least 0 and below 1")
+        require_at_most(self, code_shards=2**16, seed=LARGEST_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)

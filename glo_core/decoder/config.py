@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
 from glo_core.common.config import AutoInts, Config
+from glo_core.common.limits import require_at_most
 
 DecoderKind = Literal["seed", "dcgan", "residual"]
 KINDS: tuple[DecoderKind, ...] = get_args(DecoderKind)
@@ -45,6 +46,7 @@ class DecoderConfig(Config):
             raise ValueError(f"`batch_norm_momentum` (={self.batch_norm_momentum}) must be in (0, 1]")
         if self.modulation and self.kind != "residual":
             raise ValueError(f"`modulation` needs `kind` residual, not {self.kind}")
+        require_at_most(self, filters=2**16, kernel_size=64)
 
     def widths(self, resolution: int) -> tuple[int, ...]:
         """Channels of each hidden layer at `resolution`.

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from glo_core.common.config import Config
+from glo_core.common.limits import LARGEST_RATE, LARGEST_SEED, require_at_most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,3 +25,4 @@ class InvertConfig(Config):
                 raise ValueError(f"`{name}` (={getattr(self, name)}) must be at least 1")
         if not self.learning_rate > 0:
             raise ValueError(f"`learning_rate` (={self.learning_rate}) must be above 0")
+        require_at_most(self, restarts=10_000, steps=10**6, learning_rate=LARGEST_RATE, seed=LARGEST_SEED)

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 
 from glo_core.common.config import AutoInt, Config
+from glo_core.common.limits import require_at_most
 
 _TERM = re.compile(r"(?:(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*\*?\s*)?([a-z][a-z0-9_]*)")
 
@@ -23,6 +24,7 @@ class PyramidConfig(Config):
             raise ValueError(f"`levels` (={self.levels}) must be at least 1, or auto")
         if not self.falloff > 0:
             raise ValueError(f"`falloff` (={self.falloff}) must be above 0")
+        require_at_most(self, levels=16, falloff=1e6)
 
     def depth(self, resolution: int) -> int:
         """Levels above the residual at `resolution`.

@@ -6,6 +6,7 @@ from typing import Literal
 
 from glo_core.codes.config import CodeConfig, ResolvedCodeConfig
 from glo_core.common.config import AllInt, AutoInt, Config, OffFloat, OffInt
+from glo_core.common.limits import LARGEST_RATE, LARGEST_SEED, MANY, require_at_most
 from glo_core.decoder.config import KINDS, MODULE, DecoderConfig, ResolvedDecoderConfig
 from glo_core.losses.config import VGG16, PyramidConfig, loss_terms
 
@@ -70,6 +71,8 @@ class TrainConfig(Config):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"`{name}` (={value}) must be above 0, or off")
+        require_at_most(self, seed=LARGEST_SEED, batch_size=2**20, learning_rate=LARGEST_RATE, clip_norm=MANY)
+        require_at_most(self, window=MANY, warm_up=MANY, lr_step_images=MANY, ema_half_life=MANY)
 
     @property
     def imports(self) -> dict[str, str]:
@@ -109,3 +112,4 @@ class Intervals(Config):
             raise ValueError(f"`checkpoint` (={self.checkpoint}) must be at least 1 image, or off")
         if not self.checkpoint_minutes > 0:
             raise ValueError(f"`checkpoint_minutes` (={self.checkpoint_minutes}) must be above 0")
+        require_at_most(self, report=MANY, grid=MANY, checkpoint=MANY, checkpoint_minutes=1e6)

@@ -7,11 +7,14 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from glo_core.common.errors import UserError
+from pipelines.common.local_ray import start_local_ray
 
 _shared: list[contextlib.ExitStack] = []
 """What closes a connection that outlives its stage, within `shared_ray_session`"""
@@ -51,13 +54,12 @@ def _connect() -> None:
 
     address = os.environ.get("RAY_ADDRESS")
     try:
-        if address:
-            _require_answer(address)
-            ray.init(logging_level=logging.WARNING)
-        else:
-            # Errors alone: without a dashboard, Ray Train warns every second. What workers print is in Ray's session
-            # directory.
-            ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        with _keep_sigterm_handler():
+            if address:
+                _require_answer(address)
+                ray.init(logging_level=logging.WARNING)
+            else:
+                start_local_ray()
     except Exception as error:  # Of a start that takes too long, Ray raises no class of its own.
         line = (str(error).splitlines() or [type(error).__name__])[0]
         if address:
@@ -68,6 +70,17 @@ def _connect() -> None:
         raise UserError(
             f"Ray does not start on this machine: {line}; if the machine is busy, try again later"
         ) from None
+
+
+@contextlib.contextmanager
+def _keep_sigterm_handler() -> Iterator[None]:
+    """Restore the job's handler of SIGTERM after the block: Ray puts one in its place that only ends the process."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if handler != signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _require_answer(address: str) -> None:

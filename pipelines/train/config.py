@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from glo_core.common.config import AutoFloat, AutoInt, AutoPath, MustExist, NoneWord
+from glo_core.common.limits import MANY, require_at_most
 from glo_core.common.location import Location
 from glo_core.data.config import Cache
 from glo_core.training.config import Intervals, TrainConfig
 from pipelines.common.tracking import TrackingConfig
+
+_MOST_WORKERS = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,9 @@ class TrainSettings(TrainConfig):
         numbers = [fewest, most] if colon else [fewest]
         if not all(number.isdecimal() and int(number) for number in numbers) or int(numbers[0]) > int(numbers[-1]):
             raise ValueError(f"`workers` (={self.workers}) must be a number from 1 on, or a range such as 1:8")
+        if int(numbers[-1]) > _MOST_WORKERS:
+            raise ValueError(f"`workers` (={self.workers}) must be at most {_MOST_WORKERS:,}")
+        require_at_most(self, images=MANY, cpus_per_worker=10_000, max_failures=10**9)
 
     @property
     def fewest_and_most_workers(self) -> tuple[int, int]:

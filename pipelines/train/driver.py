@@ -1,8 +1,7 @@
-"""The driver's side of a training: reports go to the progress log, MLflow and a progress bar; Ctrl-C to the ranks."""
+"""The driver's side of a training: reports go to the progress log, MLflow and a progress bar; stops, to the ranks."""
 
 import contextlib
 import logging
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from glo_core.common.errors import UserError
 from glo_core.common.files import write_bytes
 from pipelines.common.stage import Stage
+from pipelines.common.stop_signals import on_stop_signal
 from pipelines.train.progress_log import Line, ProgressLog, keep_sending
 from pipelines.train.ray_runtime import Picture, Report
 
@@ -24,31 +24,18 @@ log = logging.getLogger("glo.train")
 
 @contextmanager
 def stop_on_signals(mailbox: Any) -> Iterator[None]:
-    """Make Ctrl-C and SIGTERM (`ray job stop`) a request to stop, which the ranks agree on; a second one ends at once.
+    """Make Ctrl-C, SIGTERM and SIGHUP a request to stop, which the ranks agree on; a second one ends at once.
 
     Args:
         mailbox: handle of a `Mailbox` actor.
     """
-    if threading.current_thread() is not threading.main_thread():  # Python sets handlers on the main thread alone.
-        yield
-        return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def restore() -> None:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-    def stop(_number: int, _frame: Any) -> None:
+    def stop() -> None:
         log.info("stopping with a checkpoint; a second signal ends at once, without one")
         mailbox.request_stop.remote()
-        restore()
 
-    for number in handlers:
-        signal.signal(number, stop)
-    try:
+    with on_stop_signal(stop):
         yield
-    finally:
-        restore()
 
 
 @contextmanager

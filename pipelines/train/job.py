@@ -25,6 +25,7 @@ from glo_core.training.schedule import Phase
 from pipelines.common.ray_session import ray_session
 from pipelines.common.records import TrainDone, read_run_record
 from pipelines.common.stage import Input, Stage, identity_of, open_stage, run_id_of
+from pipelines.common.stop_signals import STOPPED_STATUS
 from pipelines.train.config import TrainJob
 from pipelines.train.phases import next_phase, resolve_recipe
 from pipelines.train.progress_log import ProgressLog
@@ -97,7 +98,7 @@ def _train_phase(
     seen = Checkpoint.latest(job.run).position.images_seen
     if seen < phase.target:
         log.info("stopped at %d of %d images with a checkpoint; the same command resumes", seen, phase.target)
-        raise SystemExit(130)
+        raise SystemExit(STOPPED_STATUS)
     metrics = read_record(job.run / "metrics" / f"{seen}.json", MetricsRecord)
     done = TrainDone(
         images_seen=seen, psnr=metrics.psnr, pca_psnr=metrics.pca_psnr, phase=phase.number, snapshot=snapshot

@@ -103,6 +103,11 @@ def _run_trainer(job: TrainJob, name: str, arguments: WorkerArguments, resources
     workers: Any = fewest if fewest == most else (fewest, most)  # Ray's annotation lacks the range.
     # Ray Train needs a directory of its own, although it stores no checkpoint.
     storage = job.run / "ray"
+    # Where a machine is taken away, the other ranks write their checkpoint without waiting for its ranks.
+    failures: Any = FailureConfig(
+        max_failures=job.max_failures,
+        relax_collectives_on_preemption=True,  # type: ignore[call-arg]  # Ray's annotation is of its first version.
+    )
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"arguments": arguments},
@@ -110,7 +115,7 @@ def _run_trainer(job: TrainJob, name: str, arguments: WorkerArguments, resources
         run_config=RunConfig(
             name=f"{name}-{uuid.uuid4().hex[:8]}",
             storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=job.max_failures),
+            failure_config=failures,
         ),
     )
     try:

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,47 @@ def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
         raise RuntimeError
     assert json.loads(path.read_text())["x"] == 1
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_names_are_flushed_to_the_disk_after_a_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calls in their order, each passed on to the system."""
+    calls: list[tuple[str, Path]] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def record_fsync(handle: int) -> None:
+        calls.append(("flush", Path(f"/proc/self/fd/{handle}").readlink()))
+        fsync(handle)
+
+    def record_replace(self: Path, target: Path) -> Path:
+        calls.append(("rename", Path(target)))
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(Path, "replace", record_replace)
+    mark = tmp_path / "checkpoints" / "100" / "checkpoint.json"
+    write_record(mark, Seal(number=1))
+    temporary = calls[2][1]
+    assert temporary.name.startswith(".checkpoint.json.tmp-")
+    # The names of both new directories, the file's bytes, the rename, and the file's name.
+    assert calls == [
+        ("flush", tmp_path), ("flush", mark.parent.parent), ("flush", temporary),
+        ("rename", mark), ("flush", mark.parent),
+    ]  # fmt: skip
+
+
+def test_a_directory_that_may_be_entered_and_not_read() -> None:
+    code = (
+        "import os, sys, pathlib; from glo_core.common.files import *\n"
+        "if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)\n"
+        "write_bytes(pathlib.Path(sys.argv[1]), b'x')"
+    )
+    with tempfile.TemporaryDirectory(prefix="glo", dir="/tmp") as folder:  # Where another user may go.
+        place = Path(folder) / "drop"
+        place.mkdir()
+        place.chmod(0o733)
+        place.parent.chmod(0o711)
+        subprocess.run([sys.executable, "-c", code, str(place / "a")], check=True)
+        assert (place / "a").read_bytes() == b"x"
 
 
 def test_a_size_limit_of_the_system_is_one_line_that_names_the_file(tmp_path: Path) -> None:
