@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from benchmarks.environment import describe
 from benchmarks.preprocess_speed import quietly
 from glo_core.common.location import Location
 from glo_core.dataset_format.config import ResolvedDatasetConfig
 from glo_core.dataset_format.image_decoding import SUFFIXES, decode
+from glo_core.dataset_format.manifest import read_parts
 from glo_core.dataset_format.rejection import REASONS, RejectedImageError
 from pipelines.preprocess.config import PreprocessJob
 from pipelines.preprocess.job import preprocess
@@ -141,7 +141,8 @@ def run_job(files: Sequence[bytes], count: int) -> tuple[int, collections.Counte
             path.write_bytes(mutate(files, seed))
         job = PreprocessJob(input=(Location(root / "images"),), dataset=Location(root / "dataset"), resolution=32)
         summary = quietly(preprocess, job)
-        rows = pq.read_table(root / "dataset" / "manifest").to_pylist()
+        parts = read_parts(Location(root / "dataset"), ["path", "status", "reason"])
+        rows = [row for part in parts for row in part.to_pylist()]
         wrong = []
         names = sorted(int(Path(os.fsdecode(row["path"])).stem) for row in rows)
         if names != list(range(count)):

@@ -34,6 +34,7 @@ from glo_core.evaluation.pca_baseline import PcaBaseline
 from glo_core.sampling.generate import decode_codes
 from glo_core.sampling.image_grid import grid, in_rows
 from pipelines.common.followup import FollowUp, dataset_of, shard_groups
+from pipelines.common.ray_data import ray_task
 from pipelines.common.ray_session import num_cpus, task_results
 from pipelines.common.records import EvaluateDone, Quality, SplitQuality
 from pipelines.common.stage import Stage
@@ -79,7 +80,7 @@ class TrainSums(NamedTuple):
         return TrainSums(self.glo + other.glo, self.pca + other.pca, self.regression.merge(other.regression))
 
 
-@ray.remote
+@ray_task
 def training_quality(
     inputs: EvaluationInputs, pca: PcaBaseline, init: PcaInit, shards: Sequence[int], seed: int
 ) -> TrainSums:
@@ -121,7 +122,7 @@ class HeldOutSums(NamedTuple):
         )
 
 
-@ray.remote
+@ray_task
 def held_out_quality(
     inputs: EvaluationInputs,
     pca: PcaBaseline,

@@ -4,12 +4,11 @@ import functools
 import logging
 from pathlib import Path
 
-import ray
-
 from glo_core.checkpoint.reader import Checkpoint
 from glo_core.sampling.config import PriorConfig
 from glo_core.sampling.gaussian_prior import GaussianPrior, Moments
 from pipelines.common.followup import FollowUp
+from pipelines.common.ray_data import ray_task
 from pipelines.common.ray_session import task_results
 from pipelines.common.records import FitPriorDone
 from pipelines.common.stage import Stage
@@ -19,7 +18,7 @@ FIT_PRIOR = FollowUp("fit_prior", folder="prior", config_type=PriorConfig, done_
 log = logging.getLogger("glo.fit_prior")
 
 
-@ray.remote
+@ray_task
 def shard_moments(directory: str, shard: int) -> Moments:
     """Moments of one code shard; only these d^2 numbers leave the task."""
     return Moments.of(Checkpoint(Path(directory)).shard(shard, ["code"])["code"])

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import ray
 import torch
 from PIL import Image
 
@@ -24,6 +23,7 @@ from glo_core.sampling.gaussian_prior import GaussianPrior
 from glo_core.sampling.generate import decode_codes, interpolate
 from glo_core.sampling.image_grid import grid, in_rows
 from pipelines.common.followup import FollowUp, dataset_of, shard_groups
+from pipelines.common.ray_data import ray_task
 from pipelines.common.ray_session import task_results
 from pipelines.common.records import DONE_FILE, FitPriorDone, RenderDone
 from pipelines.common.stage import Input, Stage, run_id_of
@@ -88,7 +88,7 @@ class GridRenderer:
         return grid(rows)
 
 
-@ray.remote
+@ray_task
 def search_shards(dataset: str, digest: str, shards: list[int], queries: UInt8Array, k: int) -> Neighbors:
     """Nearest images among the code shards `shards`."""
     return nearest(queries, BlockImages(Dataset.open(dataset).at(digest), shards), k)

@@ -13,9 +13,10 @@ import torch
 from glo_core.checkpoint.layout import CODES_METADATA, MARK, CheckpointRecord, newest_checkpoint_directory, shard_name
 from glo_core.codes.config import ResolvedCodeConfig
 from glo_core.common.arrays import Int64Array
+from glo_core.common.arrow_files import read_parquet
 from glo_core.common.digests import digest_file, digest_json
 from glo_core.common.errors import CheckpointError, one_line
-from glo_core.common.files import differences, read_parquet
+from glo_core.common.files import differences, not_whole
 from glo_core.common.records import read_record
 from glo_core.common.tensor_files import read_tensors
 from glo_core.decoder.config import ResolvedDecoderConfig, Shape
@@ -92,19 +93,16 @@ class Checkpoint:
             CheckpointError: if the part is missing, cut short or altered.
         """
         table = read_parquet(self.part(shard_name(shard)), columns, CheckpointError)
-        metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-        if not metadata.items() >= CODES_METADATA.items():
+        metadata = table.schema.metadata or {}
+        if any(metadata.get(key.encode()) != value.encode() for key, value in CODES_METADATA.items()):
             raise CheckpointError(
                 f"{self.directory / shard_name(shard)}: is not of the format {CODES_METADATA['format']}, version "
                 f"{CODES_METADATA['format_version']}, which this program reads; update it, or copy the file back"
             )
-        values = {}
-        for name in table.column_names:
-            column = table.column(name).combine_chunks()
-            nested = isinstance(column, pa.FixedSizeListArray)
-            flat = column.flatten().to_numpy() if nested else column.to_numpy()
-            values[name] = flat.reshape(-1, column.type.list_size) if nested else flat
-        return values
+        try:
+            return {name: _as_numpy(table.column(name).combine_chunks()) for name in table.column_names}
+        except pa.ArrowInvalid as error:  # A null, or a column that is not of numbers
+            raise CheckpointError(not_whole(self.directory / shard_name(shard), "Parquet", error)) from None
 
     def decoder(self, module: torch.nn.Module | None = None, allow_kind: str | None = None) -> torch.nn.Module:
         """The EMA decoder, in eval mode, on the CPU.
@@ -143,3 +141,10 @@ class Checkpoint:
             {"decoder": dataclasses.asdict(old.config), **old.shape._asdict()},
             {"decoder": dataclasses.asdict(new.config), **new.shape._asdict()},
         )
+
+
+def _as_numpy(column: Any) -> npt.NDArray[Any]:
+    """A column of numbers, `[n]`, or of lists of d numbers each, `[n, d]`, without a copy."""
+    if isinstance(column, pa.FixedSizeListArray):
+        return column.flatten().to_numpy().reshape(-1, column.type.list_size)
+    return column.to_numpy()

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, and Parquet files that are opened with a check.
+"""Files that are whole or absent: atomic writes, and the message about a file that is damaged.
 
 Every format of the project is written through `atomic_write`: the bytes go to a temporary name beside the
 final one, are flushed to the disk, and are renamed; then the directory is flushed. A reader sees a whole file or
@@ -13,9 +13,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from glo_core.common.errors import UserError
 from glo_core.common.location import Location
@@ -92,33 +89,9 @@ def write_bytes(place: Path | Location, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
-def open_parquet(place: Path | Location, error: type[UserError] = UserError) -> Any:
-    """Open a Parquet file as a `pyarrow.parquet.ParquetFile`.
-
-    Raises:
-        UserError: `error`, if the file is missing or not whole.
-    """
-    try:
-        return pq.ParquetFile(Location(place).open())
-    except FileNotFoundError:
-        raise error(f"{place}: no such file; copy it back") from None
-    except (pa.ArrowInvalid, OSError) as cause:
-        raise error(not_whole(place, "Parquet", cause)) from None
-
-
-def read_parquet(
-    place: Path | Location, columns: Sequence[str] | None = None, error: type[UserError] = UserError
-) -> Any:
-    """Read a Parquet file as a `pyarrow.Table`; errors as of `open_parquet`."""
-    try:
-        return open_parquet(place, error).read(columns)
-    except (pa.ArrowInvalid, OSError) as cause:
-        raise error(not_whole(place, "Parquet", cause)) from None
-
-
 def not_whole(place: Path | Location, kind: str, error: Exception) -> str:
     """One line for the user about a file that is cut short or damaged."""
-    reason = str(error).splitlines()[0]
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
     return f"{place}: not a whole {kind} file ({Location(place).size()} bytes; {reason}); copy it back"
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 
 from glo_core.common.arrays import Int, Int64Array, UInt8Array
+from glo_core.common.arrow_files import open_arrow
 from glo_core.common.errors import DatasetError
 from glo_core.common.location import Location
 from glo_core.common.shapes import Tensor, UInt8
@@ -83,7 +84,7 @@ def _local_copy(reader: Any, indices: Sequence[int], scratch: Path) -> Any:
         with pa.OSFile(file.name, "wb") as sink, pa.ipc.new_file(sink, reader.schema) as copy:
             for index in indices:
                 copy.write_batch(reader.get_batch(index))
-        return pa.ipc.open_file(pa.memory_map(file.name))
+        return open_arrow(Path(file.name), DatasetError)
 
 
 def _read_batch(reader: Any, index: int) -> _Batch:

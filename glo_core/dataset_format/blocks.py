@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from glo_core.common.arrays import BoolArray, Int64Array, UInt8Array
+from glo_core.common.arrow_files import open_arrow
 from glo_core.common.digests import digest_file
 from glo_core.common.errors import DatasetError
 from glo_core.common.files import atomic_write
@@ -74,26 +75,24 @@ def open_block(place: Path | Location, config: ResolvedDatasetConfig) -> Any:
         H * W * C bytes).
 
     Raises:
-        DatasetError: if the file is missing, cut short, of another dataset, or of another format or version.
+        DatasetError: if the file is missing, cut short, of another dataset, or of another format or version; or as of
+            `open_arrow`.
     """
     path = Location(place)
-    try:
-        reader = pa.ipc.open_file(path.open())
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such block; the dataset's manifest lists it: copy it back") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DatasetError(
-            f"{path}: not a whole Arrow file ({path.size()} bytes; {str(error).splitlines()[0]}); "
-            "copy it back, or preprocess again into a new dataset"
-        ) from None
+    reader = open_arrow(path, DatasetError)
     require_format(_format_values(reader.schema.metadata or {}), _BlockFormat, path)
-    expected = pa.binary(config.image_bytes)
-    if reader.num_record_batches != config.code_shards + 1 or reader.schema.field("image").type != expected:
+    types = {field.name: field.type for field in reader.schema}
+    expected = {"image_id": pa.int64(), "image": pa.binary(config.image_bytes)}
+    if reader.num_record_batches != config.code_shards + 1 or types != expected:
         raise DatasetError(
-            f"{path}: {reader.num_record_batches} record batches of {reader.schema.field('image').type}, "
-            f"where this dataset has {config.code_shards + 1} of {expected}"
+            f"{path}: {reader.num_record_batches} record batches of {_type_list(types)}, "
+            f"where this dataset has {config.code_shards + 1} of {_type_list(expected)}"
         )
     return reader
+
+
+def _type_list(types: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {kind}" for name, kind in types.items())
 
 
 def _format_values(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from glo_core.common.arrays import Int64Array
+from glo_core.common.arrow_files import open_parquet, read_parquet
 from glo_core.common.errors import DatasetError, UserError
-from glo_core.common.files import open_parquet, read_parquet
 from glo_core.common.location import Location
 from glo_core.dataset_format.blocks import BlockEntry
 from glo_core.dataset_format.records import DatasetFile, parse_schema

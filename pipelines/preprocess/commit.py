@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from glo_core.common.arrays import Int64Array, UInt8Array
+from glo_core.common.arrow_files import read_parquet
 from glo_core.common.errors import DatasetError, UserError
-from glo_core.common.files import read_parquet
 from glo_core.common.location import Location
 from glo_core.common.records import write_record
 from glo_core.dataset_format.blocks import BlockEntry, open_block

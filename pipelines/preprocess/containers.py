@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from glo_core.common.arrow_files import parquet_file
 from glo_core.common.location import Location
 from glo_core.dataset_format.image_decoding import SUFFIXES
 from glo_core.dataset_format.rejection import Reason, RejectedImageError
@@ -151,7 +151,7 @@ def _buffered(file: Any, place: Location) -> Any:
 
 
 def _list_table(place: Location) -> Members:
-    file = pq.ParquetFile(place.open())
+    file = parquet_file(place.open())
     _image_column(file.schema_arrow)
     rows = file.metadata.num_rows
     labels: list[str | None] = [None] * rows
@@ -188,7 +188,7 @@ def _read_rows(
     place: Location, rows: Sequence[int], order: Sequence[int]
 ) -> Iterator[tuple[int, bytes | RejectedImageError]]:
     """`rows` of a table in `order`, which sorts them; see `read_members`."""
-    file = pq.ParquetFile(place.open())
+    file = parquet_file(place.open())
     column, first, position = _image_column(file.schema_arrow), 0, 0
     for group in range(file.metadata.num_row_groups):
         # This row group holds the table's rows from `first` to before `end`.

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from glo_core.common.arrays import BoolArray, Int64Array
+from glo_core.common.arrow_files import open_parquet
 from glo_core.common.digests import digest
 from glo_core.common.errors import DatasetError, UserError
-from glo_core.common.files import atomic_write, open_parquet
+from glo_core.common.files import atomic_write
 from glo_core.common.location import Location, is_uri
 from glo_core.dataset_format.blocks import write_block
 from glo_core.dataset_format.config import ResolvedDatasetConfig
@@ -23,6 +24,7 @@ from glo_core.dataset_format.image_decoding import decode
 from glo_core.dataset_format.manifest import MANIFEST, ManifestRecord, block_path, manifest_path
 from glo_core.dataset_format.records import read_config, schema_metadata
 from glo_core.dataset_format.rejection import RejectedImageError
+from pipelines.common.ray_data import unregister_pickled_objects
 from pipelines.preprocess.containers import is_container, list_members, read_ahead, read_members
 from pipelines.preprocess.content_index import ContentIndex
 from pipelines.preprocess.plan import plan_path, read_plan
@@ -55,6 +57,7 @@ def decode_block(task: dict[str, Any], contents: Any) -> dict[str, Any]:
     Returns:
         A `TaskReport` as a dict, Ray Data's row.
     """
+    unregister_pickled_objects()
     dataset, number, block = Location(task["dataset"]), int(task["number"]), int(task["block"])
     try:
         return _decode_block(dataset, number, block, contents)._asdict()

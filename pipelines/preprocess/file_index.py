@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from glo_core.common.arrays import BoolArray, Int64Array
+from glo_core.common.arrow_files import read_parquet
 from glo_core.common.digests import digest
 from glo_core.common.errors import DatasetError
-from glo_core.common.files import atomic_write, read_parquet
+from glo_core.common.files import atomic_write
 from glo_core.common.location import Location
 from glo_core.dataset_format.hash_index import HashIndex, Keys, halves, key_array, key_column
 from glo_core.dataset_format.manifest import read_parts, rows_of

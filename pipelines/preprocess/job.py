@@ -23,6 +23,7 @@ from glo_core.dataset_format.config import DatasetConfig, ResolvedDatasetConfig
 from glo_core.dataset_format.manifest import part_name, part_names
 from glo_core.dataset_format.records import read_config, record_path, write_config
 from glo_core.dataset_format.snapshots import Snapshot, read_snapshots
+from pipelines.common.ray_data import import_ray_data
 from pipelines.common.ray_session import ray_session
 from pipelines.common.tracking import Tracker
 from pipelines.common.versions import library_versions
@@ -216,17 +217,20 @@ def _decode_blocks(dataset: Location, plan: Plan, contents: ContentIndex) -> int
     if not missing:
         return 0
     # Our own bar tells as much as Ray Data's lines about progress; its warnings stay.
-    import ray.data  # Takes seconds: not for a run that finds nothing new, nor before a mistake is told.
+    import ray
+
+    # Takes seconds: not for a run that finds nothing new, nor before a mistake is told.
+    ray_data = import_ray_data()
 
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
-    context = ray.data.DataContext.get_current()
+    context = ray_data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     # There is one operator, and nothing to reserve for others: the reservation keeps the second core idle for a second.
     context.op_resource_reservation_enabled = False
     tasks = [{"dataset": str(dataset), "number": plan.number, "block": block} for block in missing]
-    counts = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
+    counts = ray_data.from_items(tasks, override_num_blocks=len(tasks)).map(
         functools.partial(decode_block, contents=ray.put(contents)), num_cpus=1
     )
     size = 0

@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from glo_core.common.arrays import Int64Array
+from glo_core.common.arrow_files import open_parquet
 from glo_core.common.errors import DatasetError
-from glo_core.common.files import atomic_write, open_parquet
+from glo_core.common.files import atomic_write
 from glo_core.common.location import Location
 from glo_core.dataset_format.config import ResolvedDatasetConfig
 from glo_core.dataset_format.hash_index import halves, key_column

@@ -15,6 +15,9 @@ from PIL import Image
 
 from glo_core.common.errors import UserError
 from glo_core.common.runtime import Metrics, TorchDistributed
+from pipelines.common.ray_data import unregister_pickled_objects
+
+unregister_pickled_objects()  # `import ray.train` has imported Ray Data.
 
 
 class Report(NamedTuple):

@@ -27,12 +27,15 @@ from glo_core.data.dataset import Dataset
 from glo_core.training.config import Intervals, ResolvedTrainConfig
 from glo_core.training.loop import train_phase
 from glo_core.training.schedule import Phase
+from pipelines.common.ray_data import unregister_pickled_objects
 from pipelines.common.ray_session import num_cpus
 from pipelines.common.records import TrainDone
 from pipelines.common.stage import Stage
 from pipelines.train.config import TrainJob
 from pipelines.train.driver import drain_reports, stop_on_signals
 from pipelines.train.ray_runtime import Mailbox, RayRuntime
+
+unregister_pickled_objects()  # `import ray.train` has imported Ray Data.
 
 
 @dataclass(frozen=True, kw_only=True)

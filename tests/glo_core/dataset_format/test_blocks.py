@@ -45,7 +45,7 @@ def test_a_block_cut_short_is_one_line_that_names_it(block: Path) -> None:
 
 
 def test_a_block_of_another_dataset_is_refused(block: Path) -> None:
-    with pytest.raises(DatasetError, match=r"5 record batches of fixed_size_binary\[64\]"):
+    with pytest.raises(DatasetError, match=r"5 record batches of image_id int64, image fixed_size_binary\[64\]"):
         open_block(block, ResolvedDatasetConfig(resolution=16, channels=1, code_shards=4))
 
 

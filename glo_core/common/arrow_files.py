@@ -1,0 +1,117 @@
+"""Parquet and Arrow files, read through one gate, so that no file runs code.
+
+An Arrow extension type is a Python class that makes objects of a column's values. `import ray.data` registers one that
+unpickles them, so that reading such a column runs whatever the author of the file put in. Extension types are therefore
+refused by the schema, at any depth and before a value is read. They are refused by name too, where this process has not
+registered them: what is read does not depend on what else was imported.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from glo_core.common.arrays import Int64Array
+from glo_core.common.errors import UserError
+from glo_core.common.files import not_whole
+from glo_core.common.location import Location
+
+EXTENSION_NAME = b"ARROW:extension:name"
+"""The metadata key of a field whose extension type this process has not registered"""
+
+
+def open_parquet(place: Path | Location, error: type[UserError] = UserError) -> Any:
+    """Open a Parquet file as a `pyarrow.parquet.ParquetFile`.
+
+    Raises:
+        UserError: `error`, if the file is missing, not whole, or has a column of an extension type.
+    """
+    try:
+        file = parquet_file(Location(place).open())
+        refused = extension_type(file.schema_arrow)
+    except FileNotFoundError:
+        raise error(f"{place}: no such file; copy it back") from None
+    except Exception as cause:
+        raise error(not_whole(place, "Parquet", cause)) from None
+    _refuse(place, refused, error)
+    return file
+
+
+def read_parquet(
+    place: Path | Location, columns: Sequence[str] | None = None, error: type[UserError] = UserError
+) -> Any:
+    """Read `columns` (None: all) of a Parquet file as a `pyarrow.Table`.
+
+    Raises:
+        UserError: as of `open_parquet`, or if a column is missing.
+    """
+    file = open_parquet(place, error)
+    for name in columns or ():
+        if name not in file.schema_arrow.names:
+            raise error(f"{place}: has no column {name}; copy the file back")
+    try:
+        return file.read(columns)
+    except Exception as cause:
+        raise error(not_whole(place, "Parquet", cause)) from None
+
+
+def open_arrow(place: Path | Location, error: type[UserError] = UserError) -> Any:
+    """Open an Arrow IPC file as a `pyarrow.RecordBatchFileReader`, a local one mapped; errors as of `open_parquet`."""
+    try:
+        reader = pa.ipc.open_file(Location(place).open())
+        refused = extension_type(reader.schema)
+    except FileNotFoundError:
+        raise error(f"{place}: no such file; copy it back") from None
+    except Exception as cause:
+        raise error(not_whole(place, "Arrow", cause)) from None
+    _refuse(place, refused, error)
+    return reader
+
+
+def parquet_file(source: Any, *, buffer_size: int = 0) -> Any:
+    """An open file of any origin as a `pyarrow.parquet.ParquetFile`, without a look at its types.
+
+    No column of it may be read before `extension_type` has passed it.
+
+    Args:
+        source: a seekable `pyarrow.NativeFile`.
+        buffer_size: bytes of each column that are read ahead; 0 reads a row group's whole column at once.
+    """
+    # Without the switch, a plain column whose Parquet type is UUID or JSON would become an extension type.
+    return pq.ParquetFile(source, buffer_size=buffer_size, pre_buffer=False, arrow_extensions_enabled=False)
+
+
+def extension_type(fields: Iterable[Any]) -> str | None:
+    """The first extension type in `fields` (each a `pyarrow.Field`) at any depth, as "column (type)", or None."""
+    pending = [(field.name, field) for field in fields]
+    while pending:
+        path, field = pending.pop()
+        name = (field.metadata or {}).get(EXTENSION_NAME)
+        if name is not None:
+            return f"{path} ({name.decode(errors='replace')})"
+        if isinstance(field.type, pa.BaseExtensionType):
+            return f"{path} ({field.type.extension_name})"
+        pending += [(f"{path}.{child.name}", child) for child in _children(field.type)]
+    return None
+
+
+def _children(kind: Any) -> list[Any]:
+    """The fields that a `pyarrow.DataType` is made of: of a struct, list, map, union, dictionary, run-end encoding."""
+    if pa.types.is_dictionary(kind):
+        return [pa.field("values", kind.value_type)]
+    return [kind.field(index) for index in range(kind.num_fields)]
+
+
+def int64_values(column: Any, *, null: int = -1) -> Int64Array:
+    """A column of integers as NumPy, int64 `[n]`, with nulls as `null`: pyarrow itself would make floats of them."""
+    return column.cast(pa.int64()).fill_null(null).to_numpy()
+
+
+def _refuse(place: Path | Location, column: str | None, error: type[UserError]) -> None:
+    if column is not None:
+        raise error(
+            f"{place}: column {column} is of an Arrow extension type, which is not read since it may run code; "
+            "copy the file back from where it was made"
+        )
