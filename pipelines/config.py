@@ -11,6 +11,7 @@ from glo_core.dataset_format.config import DatasetConfig
 from glo_core.evaluation.config import InvertConfig
 from glo_core.sampling.config import PriorConfig
 from pipelines.common.tracking import TrackingConfig
+from pipelines.preprocess.config import IngestOptions
 from pipelines.train.config import TrainSettings
 
 
@@ -103,6 +104,11 @@ class InspectJob(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PreprocessSettings(IngestOptions, DatasetConfig):
+    """What the dataset is, and what happens to files that preprocessing has met before."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PipelineJob(TrackingConfig):
     """Run every stage from folders of images to grids in MLflow, skipping what is finished."""
 
@@ -118,7 +124,7 @@ class PipelineJob(TrackingConfig):
     """Stores that lines of a list may name, such as s3://bucket, beside those of the inputs"""
     root: Path
     """Directory of everything that is made: dataset/, run/, mlflow.db, metrics.json"""
-    preprocess: DatasetConfig = field(default_factory=DatasetConfig)
+    preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     fit_prior: PriorConfig = field(default_factory=PriorConfig)
     render: RenderConfig = field(default_factory=RenderConfig)

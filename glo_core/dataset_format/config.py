@@ -1,10 +1,11 @@
 """What a dataset is, and the policy by which files become pixels."""
 
+import re
 from dataclasses import dataclass, field
 
 from PIL import ImageColor
 
-from glo_core.common.config import AutoInt, Config, OffInt
+from glo_core.common.config import AutoInt, Config, OffInt, OffText
 from glo_core.common.limits import LARGEST_SEED, MANY, require_at_most
 
 
@@ -63,6 +64,9 @@ class DatasetConfig(DecodePolicy):
     """Seed of the order in which ids are assigned, and of the holdout"""
     holdout: float = 0.0
     """Fraction of the files kept out of training, in [0, 1)"""
+    group_by: OffText = None
+    """Regular expression whose first group, searched in a file's path below its source, names what is held out as a
+    whole: a burst, a patient, a film; off holds out file by file"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,6 +75,19 @@ class DatasetConfig(DecodePolicy):
         if not 0 <= self.holdout < 1:
             raise ValueError(f"`holdout` (={self.holdout}) must be at least 0 and below 1")
         require_at_most(self, code_shards=2**16, seed=LARGEST_SEED)
+        if self.group_by is not None:
+            _check_pattern(self.group_by)
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        groups = re.compile(pattern).groups
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"`group_by` (={pattern!r}) is no regular expression: {error}") from None
+    if not groups:
+        raise ValueError(
+            f"`group_by` (={pattern!r}) has no group; put what names a group in parentheses, such as '^([^/]+)/'"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ MANIFEST = pa.schema(
         ("bytes", pa.int64()),
         ("mtime_ns", pa.int64()),
         ("content_hash", pa.binary(16)),
+        ("pixel_hash", pa.binary(16)),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("split", pa.string()),
@@ -45,6 +46,8 @@ class ManifestRecord(DatasetFile):
     """What the schema of a part of the manifest holds."""
 
     format = "glo-manifest"
+    plan_id: str
+    """Of the plan that the part was made from"""
     block: BlockEntry
     """The block that was written with the part"""
 

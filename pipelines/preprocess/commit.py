@@ -29,13 +29,22 @@ from glo_core.dataset_format.records import read_config
 from glo_core.dataset_format.snapshots import Snapshot, SnapshotCounts, snapshot_digest, snapshot_path
 from pipelines.common.versions import library_versions
 from pipelines.preprocess.content_index import CommittedContents
-from pipelines.preprocess.plan import Plan, open_plans
+from pipelines.preprocess.plan import OnChange, Plan, discard_plan, open_plans
 
 
 def commit(
-    dataset: Location, plan: Plan, snapshots: Sequence[Snapshot], committed: CommittedContents, mlflow_run_id: str
+    dataset: Location,
+    plan: Plan,
+    snapshots: Sequence[Snapshot],
+    committed: CommittedContents,
+    mlflow_run_id: str,
+    *,
+    on_change: OnChange,
 ) -> tuple[Snapshot, str]:
     """Write the snapshot of a plan whose blocks are done.
+
+    Args:
+        on_change: whether the images of files whose bytes changed stay or go.
 
     Returns:
         The snapshot, and a complaint about an input that never gave an image ("" if there is none).
@@ -43,19 +52,20 @@ def commit(
     Raises:
         UserError: if nothing in the plan is an image, which leaves no trace; or if a block is gone.
     """
-    columns = ["image_id", "source", "content_hash", "split", "status", "reason"]
+    columns = ["image_id", "source", "content_hash", "pixel_hash", "split", "status", "reason"]
     blocks = range(len(plan.block_rows))
     parts = [read_parquet(manifest_path(dataset, plan.number, block), columns, DatasetError) for block in blocks]
     manifest = pa.concat_tables(parts)
     images = manifest.filter(pc.equal(manifest.column("status"), "image"))
     complaint = _input_without_image(plan, manifest, committed)
     if complaint and not len(images):
-        _discard(dataset, plan)
+        discard_plan(dataset, plan.number)  # The mistake leaves no trace.
         raise UserError(complaint)
     config = read_config(dataset)
     ids, hashes = images.column("image_id").to_numpy(), key_column(images.column("content_hash"))
-    duplicate_of = _late_duplicates(ids, hashes)
-    replaced = _replaced(dataset, plan, manifest, snapshots) if plan.record.on_change == "replace" else {}
+    # Files of equal bytes have equal pixels too.
+    duplicate_of = _late_duplicates(ids, key_column(images.column("pixel_hash")))
+    replaced = _replaced(dataset, plan, manifest, snapshots) if on_change == "replace" else {}
     # bool [images of the plan]
     is_first = ~np.isin(ids, list(duplicate_of))
     snapshot = write_snapshot(
@@ -69,7 +79,7 @@ def commit(
         rejected=dict(_value_counts(manifest.column("reason"))),
         duplicate_of=duplicate_of,
         replaced=replaced,
-        blocks=[_block_entry(dataset, config, plan.number, block) for block in blocks],
+        blocks=[_block_entry(dataset, config, plan, block) for block in blocks],
         sources=plan.record.sources,
         mlflow_run_id=mlflow_run_id,
     )
@@ -148,11 +158,13 @@ def _value_counts(column: Any) -> Counter[str]:
     return Counter({pair["values"].as_py(): pair["counts"].as_py() for pair in pairs})
 
 
-def _block_entry(dataset: Location, config: ResolvedDatasetConfig, number: int, block: int) -> BlockEntry:
+def _block_entry(dataset: Location, config: ResolvedDatasetConfig, plan: Plan, block: int) -> BlockEntry:
     """The entry of a block that is there and whole: one that was lost since must not be committed."""
-    place = block_path(dataset, number, block)
+    place = block_path(dataset, plan.number, block)
     open_block(place, config)
-    _, record = open_part(dataset, f"{part_name(number, block)}.parquet")
+    _, record = open_part(dataset, f"{part_name(plan.number, block)}.parquet")
+    if record.plan_id != plan.record.plan_id:
+        raise DatasetError(f"{place}: another writer has written it; run the same command again")
     size = place.size()
     if size != record.block.bytes:
         raise DatasetError(
@@ -162,21 +174,21 @@ def _block_entry(dataset: Location, config: ResolvedDatasetConfig, number: int, 
 
 
 def _late_duplicates(ids: Int64Array, hashes: UInt8Array) -> dict[int, int]:
-    """Images whose bytes a lower id of another block of the same plan has: id -> that lower id.
+    """Images whose pixels a lower id of another block of the same plan has: id -> that lower id.
 
     Args:
         ids: int64 `[n]`, ascending.
-        hashes: uint8 `[n, 16]`.
+        hashes: of the pixels, uint8 `[n, 16]`.
     """
     keys = halves(hashes)
-    # [n]: the lowest id with the same bytes
+    # [n]: the lowest id with the same pixels
     first = ids[HashIndex(keys).look_up(keys)]
     late = np.flatnonzero(first != ids)
     return dict(zip(ids[late].tolist(), first[late].tolist(), strict=True))
 
 
 def _replaced(dataset: Location, plan: Plan, manifest: Any, snapshots: Sequence[Snapshot]) -> dict[int, int]:
-    """Live images whose file now holds another one, and whose bytes no other file has: old id -> new id."""
+    """Live images whose file now holds another one, and whose pixels no other file has: old id -> new id."""
     previous = _previous_ids(dataset)
     readable = manifest.filter(pc.not_equal(manifest.column("status"), "rejected")).column("image_id").to_pylist()
     earlier_ids = {new: _earlier_ids(previous, new) for new in readable if new in previous}
@@ -230,11 +242,3 @@ def _input(plan: Plan, source: str) -> Location:
     """A source as it was named: its base folder, or the container or list that lies there."""
     base = Location(plan.record.sources[source])
     return base / source if (base / source).exists() else base
-
-
-def _discard(dataset: Location, plan: Plan) -> None:
-    """Forget a plan in which nothing is an image, so that the mistake leaves no trace."""
-    for block in range(len(plan.block_rows)):
-        manifest_path(dataset, plan.number, block).unlink()
-        block_path(dataset, plan.number, block).unlink()
-    plan.path.unlink()

@@ -17,6 +17,8 @@ class IngestOptions(Config):
     """Treatment of a file whose bytes changed: keep the old image beside the new one, or replace it"""
     retry_rejected: bool = False
     """Whether to try every rejected file again, changed or not"""
+    yes: bool = False
+    """Go on although more than a tenth of a source's files changed, or are gone while others came"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +27,8 @@ class PreprocessJob(IngestOptions, DatasetConfig, TrackingConfig):
 
     example = "python jobs/preprocess.py --input ~/photos --dataset ~/staged/dataset --resolution 64"
     common_flags = (
-        "input", "resolution", "channels", "holdout", "tight_crop", "on_change", "remove", "retry_rejected",
-        "experiment",
+        "input", "resolution", "channels", "holdout", "group_by", "tight_crop", "on_change", "yes", "remove",
+        "retry_rejected", "discard_plan", "experiment",
     )  # fmt: skip
 
     input: Annotated[tuple[Location, ...], MustExist] = ()
@@ -37,8 +39,10 @@ class PreprocessJob(IngestOptions, DatasetConfig, TrackingConfig):
     """Directory or URI of the dataset, made if it is not there"""
     remove: tuple[str, ...] = ()
     """Images to remove from the dataset, each by its id or as source/path"""
+    discard_plan: bool = False
+    """Forget the plan of an interrupted run, with what is decoded of it, so that the files are listed anew"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.input and not self.remove:
+        if not self.input and not self.remove and not self.discard_plan:
             raise ValueError("`input` is required: name at least one folder")

@@ -20,14 +20,14 @@ from glo_core.common.files import atomic_write
 from glo_core.common.location import Location, is_uri
 from glo_core.dataset_format.blocks import write_block
 from glo_core.dataset_format.config import ResolvedDatasetConfig
-from glo_core.dataset_format.image_decoding import decode
+from glo_core.dataset_format.image_decoding import Decoded, decode
 from glo_core.dataset_format.manifest import MANIFEST, ManifestRecord, block_path, manifest_path
 from glo_core.dataset_format.records import read_config, schema_metadata
 from glo_core.dataset_format.rejection import RejectedImageError
 from pipelines.common.ray_data import unregister_pickled_objects
 from pipelines.preprocess.containers import is_container, list_members, read_ahead, read_members
 from pipelines.preprocess.content_index import ContentIndex
-from pipelines.preprocess.plan import plan_path, read_plan
+from pipelines.preprocess.plan import is_done, plan_path, read_plan
 from pipelines.preprocess.sources import foreign_data, place_of, read_file
 
 Content = bytes | RejectedImageError
@@ -51,7 +51,7 @@ def decode_block(task: dict[str, Any], contents: Any) -> dict[str, Any]:
     A retry is harmless: file names are fixed, a file appears whole or not at all, and a block that is there is skipped.
 
     Args:
-        task: `dataset`, `number` of the plan, `block` (its number).
+        task: `dataset`, `number` and `plan_id` of the plan, `block` (its number).
         contents: Ray's reference to the `ContentIndex` of the snapshots before.
 
     Returns:
@@ -60,7 +60,7 @@ def decode_block(task: dict[str, Any], contents: Any) -> dict[str, Any]:
     unregister_pickled_objects()
     dataset, number, block = Location(task["dataset"]), int(task["number"]), int(task["block"])
     try:
-        return _decode_block(dataset, number, block, contents)._asdict()
+        return _decode_block(dataset, number, task["plan_id"], block, contents)._asdict()
     except UserError as error:  # An exception of a task would reach the user as Ray's traceback.
         return TaskReport(0, 0, str(error))._asdict()
     except OSError as error:
@@ -68,9 +68,11 @@ def decode_block(task: dict[str, Any], contents: Any) -> dict[str, Any]:
         return TaskReport(0, 0, f"{error.filename or dataset}: {reason}")._asdict()
 
 
-def _decode_block(dataset: Location, number: int, block: int, reference: Any) -> TaskReport:
+def _decode_block(dataset: Location, number: int, plan_id: str, block: int, reference: Any) -> TaskReport:
     config, plan = read_config(dataset), read_plan(plan_path(dataset, number))
-    if manifest_path(dataset, number, block).exists():
+    if plan.record.plan_id != plan_id:
+        raise DatasetError(f"{plan.path}: another writer has replaced it; run the same command again")
+    if is_done(dataset, plan, block):
         return TaskReport(plan.block_rows[block], 0, "")
     files = open_parquet(plan.path, DatasetError).read_row_group(block)
     import ray
@@ -87,7 +89,7 @@ def _decode_block(dataset: Location, number: int, block: int, reference: Any) ->
     rows = np.flatnonzero(builder.is_image)
     pixels = builder.pixels if len(rows) == len(ids) else builder.pixels[rows]
     entry = write_block(place, ids[rows], pixels, held_out[rows], config.code_shards)
-    schema = MANIFEST.with_metadata(schema_metadata(ManifestRecord(block=entry)))
+    schema = MANIFEST.with_metadata(schema_metadata(ManifestRecord(plan_id=plan_id, block=entry)))
     with atomic_write(manifest_path(dataset, number, block)) as temporary:
         pq.write_table(builder.manifest(place.name).cast(schema), temporary)
     return TaskReport(len(ids), sum(size or 0 for size in builder.sizes), "")
@@ -181,9 +183,12 @@ class BlockBuilder:
         self._shapes: list[tuple[int, int] | None] = [None] * count
         self._rejected: dict[int, Rejection] = {}
         self._duplicates: dict[int, int] = {}
-        """By row, the id of the image with the same bytes"""
-        self._decoded: dict[bytes, list[int]] = {}
-        """By content hash, the rows with these bytes; the first of them has the pixels"""
+        """By row, the id of the image with the same bytes or the same pixels"""
+        self._decoded: dict[bytes, bytes] = {}
+        """By content hash, the pixel hash of the files that were decoded"""
+        self._pixel_hashes: list[bytes | None] = [None] * count
+        self._same: dict[bytes, list[int]] = {}
+        """By pixel hash, the rows with these pixels; the first of them has been decoded"""
 
     def add(self, row: int, content: Content) -> None:
         """Hash and decode the file of one row."""
@@ -193,7 +198,7 @@ class BlockBuilder:
         content_hash = digest(content)
         self.sizes[row], self._hashes[row] = len(content), content_hash
         if content_hash in self._decoded:
-            self._decoded[content_hash].append(row)
+            self._same[self._decoded[content_hash]].append(row)
             return
         original = self._contents.id_of(content_hash)
         if original is not None:
@@ -205,20 +210,41 @@ class BlockBuilder:
         except RejectedImageError as error:
             self._reject(row, error)
             return
-        self.pixels[row], self._shapes[row] = decoded.pixels, (decoded.width, decoded.height)
-        self._decoded[content_hash] = [row]
+        self._add_pixels(row, content_hash, decoded)
+
+    def _add_pixels(self, row: int, content_hash: bytes, decoded: Decoded) -> None:
+        """Enter one decoded image, unless the dataset has its pixels from a file of other bytes."""
+        # Of the pixels as they are stored, which are few: hashing the file's own, as large as they are, would cost as
+        # much as decoding them, and a JPEG is not decoded in full.
+        pixel_hash = digest(np.ascontiguousarray(decoded.pixels).tobytes())
+        original = self._contents.id_of_pixels(pixel_hash)
+        if original is not None:
+            self._duplicates[row] = original
+            return
+        self._decoded[content_hash] = pixel_hash
+        rows = self._same.setdefault(pixel_hash, [])
+        rows.append(row)
+        self._shapes[row] = (decoded.width, decoded.height)
+        if len(rows) == 1:
+            self.pixels[row] = decoded.pixels
 
     def _reject(self, row: int, error: RejectedImageError) -> None:
         self._rejected[row] = Rejection(error.reason, error.detail)
 
     def resolve_duplicates(self) -> None:
-        """Of equal bytes make the lowest id the image, in whatever order they were read."""
+        """Of equal pixels make the lowest id the image, in whatever order they were read."""
         ids = self._files.column("image_id").to_numpy()
-        for rows in self._decoded.values():
+        for pixel_hash, rows in self._same.items():
+            lowest = min(rows)
+            self._pixel_hashes[lowest] = pixel_hash
             if len(rows) > 1:
-                lowest = min(rows)
-                self.pixels[lowest], self._shapes[lowest] = self.pixels[rows[0]], self._shapes[rows[0]]
+                self.pixels[lowest] = self.pixels[rows[0]]
+                self._shapes[lowest] = self._shapes[lowest] or self._shape_of_same_bytes(lowest, rows)
                 self._duplicates |= {row: int(ids[lowest]) for row in rows if row != lowest}
+
+    def _shape_of_same_bytes(self, row: int, rows: Sequence[int]) -> tuple[int, int] | None:
+        """Width and height of the file of `row`, which was not decoded, since another of `rows` has its bytes."""
+        return next(self._shapes[i] for i in rows if self._hashes[i] == self._hashes[row] and self._shapes[i])
 
     @property
     def is_image(self) -> BoolArray:
@@ -238,6 +264,7 @@ class BlockBuilder:
             "label": _labels(files),
             "bytes": self.sizes,
             "content_hash": self._hashes,
+            "pixel_hash": self._pixel_hashes,
             "width": [width for width, _ in shapes],
             "height": [height for _, height in shapes],
             "split": np.where(files.column("held_out"), "holdout", "train"),

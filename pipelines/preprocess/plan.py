@@ -6,22 +6,27 @@ Ids are assigned in the order of a seeded hash of source and path, numbered on f
 neither on the order of a directory listing nor on what is in the files.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from glo_core.common.arrays import Int64Array
+from glo_core.common.arrays import BoolArray, Int64Array
 from glo_core.common.arrow_files import open_parquet
+from glo_core.common.digests import DIGEST_BYTES, canonical_json, digest, new_hasher
 from glo_core.common.errors import DatasetError
 from glo_core.common.files import atomic_write
 from glo_core.common.location import Location
 from glo_core.dataset_format.config import ResolvedDatasetConfig
-from glo_core.dataset_format.hash_index import halves, key_column
+from glo_core.dataset_format.hash_index import Keys, halves, key_column
+from glo_core.dataset_format.manifest import manifest_path, open_part, part_name
 from glo_core.dataset_format.records import DatasetFile, parse_schema, schema_metadata
 from pipelines.preprocess.diff import NEW_FILES, Diff
 from pipelines.preprocess.diff_stats import NAMES_SHOWN, DiffStats, names_of_ids
@@ -59,6 +64,8 @@ class PlanRecord(DatasetFile):
     """What the schema of a plan holds."""
 
     format = "glo-plan"
+    plan_id: str
+    """Digest of what the plan assigns, which every part of the manifest repeats; see `_plan_id`"""
     sources: dict[str, str]
     """Base folder of each source of the dataset so far"""
     inputs: tuple[str, ...]
@@ -114,14 +121,49 @@ def read_plan(path: Location) -> Plan:
     )
 
 
+def is_done(dataset: Location, plan: Plan, block: int) -> bool:
+    """Whether block `block` was decoded from this very plan, and not from another one of its number."""
+    if not manifest_path(dataset, plan.number, block).exists():
+        return False
+    _, record = open_part(dataset, f"{part_name(plan.number, block)}.parquet")
+    return record.plan_id == plan.record.plan_id
+
+
 def pending_plan(dataset: Location, snapshots: int) -> Plan | None:
     """The plan of an interrupted run, if there is one.
 
     Args:
         snapshots: how many are committed.
+
+    Raises:
+        DatasetError: if it is damaged.
     """
     path = plan_path(dataset, snapshots + 1)
-    return read_plan(path) if path.exists() else None
+    try:
+        return read_plan(path) if path.exists() else None
+    except DatasetError as error:
+        raise DatasetError(f"{error}, or give `discard_plan`: nothing of it is in the dataset yet") from None
+
+
+def discard_plan(dataset: Location, number: int) -> None:
+    """Forget plan `number`, which no snapshot has committed: its parts of the manifest, its blocks, and the plan last.
+
+    No reader looks at images that no snapshot lists, so that the ids of the plan may be assigned again. An
+    interruption leaves a plan that is still pending. Nothing of the plan is read, since it may be damaged.
+    """
+    for place in uncommitted_files(dataset, number):
+        place.unlink()
+    plan_path(dataset, number).unlink()
+
+
+def uncommitted_files(dataset: Location, number: int) -> list[Location]:
+    """The parts of the manifest and the blocks of plan `number` and of later ones: parts first."""
+    return [
+        dataset / folder / name
+        for folder, ending in (("manifest", ".parquet"), ("blocks", ".arrow"))
+        for name in (dataset / folder).names()
+        if name.endswith(ending) and name.split("-")[0].isdecimal() and int(name.split("-")[0]) >= number
+    ]
 
 
 def make_plan(
@@ -133,6 +175,7 @@ def make_plan(
     on_change: OnChange = "keep",
     retry: Int64Array,
     list_stores: Sequence[Location] = (),
+    require_lease: Callable[[], None],
 ) -> tuple[DiffStats, Plan | None]:
     """List `inputs`, assign ids to what is new there, and commit that; no plan if nothing is new.
 
@@ -141,6 +184,7 @@ def make_plan(
         on_change: recorded in the plan.
         retry: ids of rejected files that are to be tried again, int64 `[n]`.
         list_stores: stores that lines of a list may name beside those of `inputs`.
+        require_lease: called before the plan is committed; raises if another writer has the dataset now.
 
     Raises:
         UserError: if an input is missing or holds no file.
@@ -161,11 +205,16 @@ def make_plan(
     new_files = pa.concat_tables(diff.new_files) if diff.new_files else NEW_FILES.empty_table()
     next_id, stat_updates = index.next_id, diff.stat_updates
     del diff, index  # 71 bytes for each file, before the new ones are sorted
+    require_lease()
     if not len(new_files):
         update_stat_cache(dataset, stat_updates)
         return stats, None
     record = PlanRecord(
-        sources=bases, inputs=tuple(str(source.input) for source in sources), on_change=on_change, stats=stats
+        plan_id="",  # Of the rows in their order, which writing finds
+        sources=bases,
+        inputs=tuple(str(source.input) for source in sources),
+        on_change=on_change,
+        stats=stats,
     )
     path = plan_path(dataset, number)
     _write(path, new_files, list(source_numbers), next_id, config, record)
@@ -186,11 +235,9 @@ def _write(
     keys, order_keys = (halves(key_column(new_files.column(name))) for name in ("key", "order"))
     # [n]: rows of `new_files` by key, and within a container by the member's own hash
     order = np.lexsort((order_keys[:, 1], order_keys[:, 0], keys[:, 1], keys[:, 0]))
-    # Held out if the low half of the 128 bits, as a fraction of 2^64, is below `holdout`: it is independent of the
-    # high half, which decides the order, and of later folders.
-    low = np.where(order_keys.any(axis=1), order_keys[:, 1], keys[:, 1])
-    held_out = low / 2.0**64 < config.holdout
-    del keys, order_keys, low
+    held_out = _held_out(new_files, np.where(order_keys.any(axis=1), order_keys[:, 1], keys[:, 1]), config)
+    record = replace(record, plan_id=_plan_id(record, next_id, keys[order], order_keys[order]))
+    del keys, order_keys
     new_files = new_files.combine_chunks()
     block_rows = _rows_per_block(len(new_files), config.image_bytes)
     schema = PLAN.with_metadata(schema_metadata(record))
@@ -205,6 +252,50 @@ def _write(
             columns["held_out"] = pa.array(held_out[rows])
             block = pa.table([columns[name] for name in PLAN.names], schema=schema)
             file.write_table(block, row_group_size=block_rows)
+
+
+def _held_out(new_files: Any, low: npt.NDArray[np.uint64], config: ResolvedDatasetConfig) -> BoolArray:
+    """Which files are kept out of training, bool `[n]`: one by one, or by group.
+
+    Args:
+        new_files: of the schema `NEW_FILES`, n rows.
+        low: low half of the hash that orders each file, uint64 `[n]`.
+    """
+    if config.group_by is not None:
+        low, row = low.copy(), 0
+        for batch in new_files.select(["path", "member"]).to_batches(max_chunksize=8192):
+            for path, member in zip(batch.column("path").to_pylist(), batch.column("member").to_pylist(), strict=True):
+                group = _group(config.group_by, path, member)
+                if group:
+                    low[row] = halves(digest(f"{config.seed}\0group\0".encode() + group))[0, 1]
+                row += 1
+    # The low half of the 128 bits, as a fraction of 2^64, is independent of the high half, which decides the order,
+    # and of later folders.
+    held_out: BoolArray = low / 2.0**64 < config.holdout
+    return held_out
+
+
+def _group(pattern: str, path: bytes, member: bytes | None) -> bytes:
+    """What the first group of `pattern` matches in path, or path!member; b"" where it matches nothing."""
+    match = re.search(pattern, os.fsdecode(path if member is None else path + b"!" + member))
+    return os.fsencode(match[1] or "") if match else b""
+
+
+def _plan_id(record: PlanRecord, next_id: int, keys: Keys, order_keys: Keys) -> str:
+    """A digest of which file gets which id, and of where its bytes come from.
+
+    Two writers whose plans have one number are kept apart by it; a plan that is made again from the same files has the
+    same one.
+
+    Args:
+        next_id: the first id that the plan assigns.
+        keys, order_keys: of the plan's rows in the order of ids, uint64 `[n, 2]`.
+    """
+    state = new_hasher()
+    state.update(canonical_json({"sources": record.sources, "next_id": next_id}))
+    for column in (keys, order_keys):
+        state.update(np.ascontiguousarray(column, ">u8").tobytes())
+    return str(state.hexdigest(length=DIGEST_BYTES))
 
 
 def _rows_per_block(rows: int, image_bytes: int) -> int:

@@ -1,6 +1,6 @@
 """Images removed on request: a snapshot that lists their ids, which every reader skips from then on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -13,10 +13,15 @@ from glo_core.dataset_format.snapshots import Snapshot, SnapshotCounts, read_sna
 from pipelines.preprocess.commit import split_counts, write_snapshot
 
 
-def remove_images(dataset: Location, names: Sequence[str]) -> Snapshot | None:
+def remove_images(
+    dataset: Location, names: Sequence[str], require_lease: Callable[[], None] = lambda: None
+) -> Snapshot | None:
     """Commit the removal of `names`, each an id, source/path or source/path!member.
 
     The pixels stay in their block until the dataset is made anew; the ids are never assigned again.
+
+    Args:
+        require_lease: called before the snapshot is committed; raises if another writer has the dataset now.
 
     Returns:
         The snapshot, or None if all of them were removed before.
@@ -31,6 +36,7 @@ def remove_images(dataset: Location, names: Sequence[str]) -> Snapshot | None:
     if not len(ids):
         return None
     splits = split_counts(dataset, ids)
+    require_lease()
     no_hashes: UInt8Array = np.empty((0, 16), np.uint8)
     return write_snapshot(
         dataset,

@@ -170,8 +170,9 @@ def test_odd_entries_of_a_folder_cost_nothing(photos: Path, tmp_path: Path) -> N
     (photos / "loop.png").symlink_to("loop.png")
     (photos / "up").symlink_to(photos)
     (photos / "folder.jpg").mkdir()
-    (photos / "wow!.png").write_bytes((photos / "a" / "0000.png").read_bytes() + b"x")
-    (photos / os.fsdecode(b"n\xff\n.png")).write_bytes((photos / "a" / "0000.png").read_bytes() + b"y")
+    Image.new("L", (20, 20), 201).save(photos / "wow!.png")
+    Image.new("L", (20, 20), 202).save(photos / "n.png")
+    (photos / "n.png").rename(photos / os.fsdecode(b"n\xff\n.png"))
     os.mkfifo(photos / "pipe.png")
     shard = photos / os.fsdecode(b"m\xe4rz.tar")
     with tarfile.open(shard, "w") as archive:
@@ -182,10 +183,10 @@ def test_odd_entries_of_a_folder_cost_nothing(photos: Path, tmp_path: Path) -> N
     header = whole.index(b"2.png")
     shard.write_bytes(whole[:header] + b"!" + whole[header + 1 :])  # Its checksum is wrong now.
     summary = preprocess_small(tmp_path / "d", photos)
-    assert (summary["train"], summary["reasons"]) == (
-        24,
-        {"missing": 1, "irregular": 1, "broken container": 1},
-    ) or summary["reasons"] == {"unreadable": 1, "irregular": 1, "broken container": 1}
+    assert summary["train"] == 22
+    unread = {"missing", "unreadable"} & summary["reasons"].keys()  # The loop: Python's word for it has changed.
+    assert summary["reasons"] == {"irregular": 1, "broken container": 1} | dict.fromkeys(unread, 1)
+    assert len(unread) == 1
     assert preprocess_small(tmp_path / "d", photos) == {}
     preprocess_small(tmp_path / "d", remove=("photos/wow!.png",))
     assert len(training_ids(tmp_path / "d")) == summary["train"] - 1
