@@ -10,6 +10,7 @@ import difflib
 import os
 import shutil
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -19,6 +20,7 @@ import yaml
 from tyro import constructors
 
 from glo_core.common.config import NoneWord
+from glo_core.common.credentials import redact
 from glo_core.common.errors import ConfigError, UserError, rename_settings
 from jobs.values import read_saved, read_value, require_path, unwrap
 from pipelines.common.logs import configure
@@ -47,15 +49,16 @@ def main(
     `run` imports PyTorch, Ray and MLflow itself, so that help and mistakes do not wait for them.
     """
     configure(name)
+    sys.excepthook = _print_redacted
     try:
         with on_stop_signal(_interrupt):
             run(parse(name, config_type, saved_config=saved_config, argv=argv))
     except UserError as error:
         flags = {key: _flag(key) for key, f in _fields(config_type).items() if not f.nested}
-        sys.exit(f"{name}: error: {rename_settings(str(error), flags.get)}")
+        sys.exit(redact(f"{name}: error: {rename_settings(str(error), flags.get)}"))
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
-        sys.exit(f"{name}: error: {f'{error.filename}: ' if error.filename else ''}{reason}")
+        sys.exit(redact(f"{name}: error: {f'{error.filename}: ' if error.filename else ''}{reason}"))
     except KeyboardInterrupt:
         print(f"{name}: interrupted; run the same command again to resume", file=sys.stderr)
         sys.exit(STOPPED_STATUS)
@@ -63,6 +66,11 @@ def main(
 
 def _interrupt() -> None:
     raise KeyboardInterrupt
+
+
+def _print_redacted(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Print a traceback without secrets of URIs: libraries repeat those that they were given."""
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
 
 
 def parse(

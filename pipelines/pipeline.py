@@ -5,6 +5,7 @@ import json
 import sys
 from typing import Any
 
+from glo_core.common.credentials import redact
 from glo_core.common.errors import settings_of_stage
 from glo_core.common.location import Location
 from glo_core.common.records import write_record
@@ -58,7 +59,7 @@ def run_pipeline(job: PipelineJob) -> None:
     print(f"grids    {grids}")
     uri = tracking_uri(job, job.root)
     command = uri if uri.startswith("http") else f"{sys.executable} -m mlflow ui --backend-store-uri {uri}"
-    print(f"follow   {command}", flush=True)
+    print(f"follow   {redact(command)}", flush=True)
 
 
 def _fields(config: Any) -> dict[str, Any]:

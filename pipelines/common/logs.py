@@ -3,6 +3,8 @@
 import logging
 import sys
 
+from glo_core.common.credentials import redact
+
 
 def configure(job: str) -> None:
     """Show messages of `glo.*` from INFO on, and warnings of other loggers; a second call changes nothing.
@@ -19,14 +21,15 @@ def configure(job: str) -> None:
 
 
 class _StageFormatter(logging.Formatter):
-    """Formats a message as `stage: message`."""
+    """Formats a message as `stage: message`, without secrets of the URIs in it."""
 
     def __init__(self, job: str) -> None:
         super().__init__("%(message)s")
         self.job = job
 
     def format(self, record: logging.LogRecord) -> str:
-        return f"{record.name.removeprefix('glo').removeprefix('.') or self.job}: {super().format(record)}"
+        line = f"{record.name.removeprefix('glo').removeprefix('.') or self.job}: {super().format(record)}"
+        return redact(line)
 
 
 class _ProgressHandler(logging.Handler):

@@ -9,10 +9,12 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from glo_core.common.credentials import redact
 from glo_core.common.errors import UserError
 from pipelines.common.local_ray import start_local_ray
 
@@ -53,6 +55,7 @@ def _connect() -> None:
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
+    _hide_secrets_of_command_line()
     try:
         with _keep_sigterm_handler():
             if address:
@@ -81,6 +84,15 @@ def _keep_sigterm_handler() -> Iterator[None]:
     finally:
         if handler != signal.SIG_DFL and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
+
+
+def _hide_secrets_of_command_line() -> None:
+    """Retitle this process if its command line holds a password: Ray stores it as the job's, and `ps` shows it."""
+    import ray
+
+    command = " ".join(sys.orig_argv)
+    if redact(command) != command:
+        ray._raylet.setproctitle(redact(command))  # type: ignore[attr-defined]
 
 
 def _require_answer(address: str) -> None:

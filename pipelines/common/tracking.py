@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
 from glo_core.common.config import AutoText, Config
+from glo_core.common.credentials import redact
 from glo_core.common.errors import ConfigError, UserError
 from glo_core.common.location import Location
 
@@ -42,7 +44,28 @@ def tracking_uri(config: TrackingConfig, root: Path | Location) -> str:
             f"`tracking_uri` must be given, such as http://server:5000 or sqlite:////absolute/path/mlflow.db: "
             f"MLflow's database cannot lie beside {root}"
         )
-    return uri or f"sqlite:///{root / 'mlflow.db'}"
+    return _without_login(uri) if uri else f"sqlite:///{root / 'mlflow.db'}"
+
+
+def _without_login(uri: str) -> str:
+    """`uri` without user:password@ of a server, which MLflow finds in its own variables from now on.
+
+    MLflow prints and stores the URI that it is given. A database's URI keeps its password, which its driver needs.
+
+    Raises:
+        ConfigError: if a server's URI holds a user, or a token, without a password.
+    """
+    scheme, _, rest = uri.partition("://")
+    login, at, _ = urlsplit(uri).netloc.rpartition("@") if scheme.lower() in ("http", "https") else ("", "", "")
+    if not at:
+        return uri
+    user, colon, password = login.partition(":")
+    if not (user and colon and password):
+        raise ConfigError(
+            f"`tracking_uri` (={redact(uri)}): holds a user without a password; set MLFLOW_TRACKING_TOKEN instead"
+        )
+    os.environ |= {"MLFLOW_TRACKING_USERNAME": unquote(user), "MLFLOW_TRACKING_PASSWORD": unquote(password)}
+    return f"{scheme}://{rest.removeprefix(login + at)}"
 
 
 P = ParamSpec("P")
@@ -229,4 +252,5 @@ def _flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return redact(line, os.environ.get("MLFLOW_TRACKING_URI", ""))[:160]
