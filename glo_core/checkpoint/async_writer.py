@@ -1,15 +1,18 @@
 """Checkpoints written on a thread while training goes on.
 
 copy of the state at a step's boundary -> a thread of every rank writes and hashes its shards -> all ranks agree that
-every part is written -> rank 0 writes the commit mark, and deletes older checkpoints
+every part is written -> rank 0 looks at every part, writes the mark, renames the directory to its final name, which
+commits it, and deletes older checkpoints
 """
 
 import contextlib
 import dataclasses
 import os
+import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,11 +20,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from glo_core.checkpoint.layout import CODES_METADATA, MARK, CheckpointRecord, Part, prune, shard_name
+from glo_core.checkpoint.attempt import PATIENCE_SECONDS, Attempt
+from glo_core.checkpoint.layout import (
+    CODES_METADATA,
+    MARK,
+    CheckpointRecord,
+    Part,
+    Position,
+    is_committed,
+    shard_name,
+    staging_directory,
+)
+from glo_core.checkpoint.pruning import prune
 from glo_core.codes.table import CodeTable, Table, raw_name
 from glo_core.common.digests import DIGEST_BYTES, new_hasher
-from glo_core.common.errors import UserError
-from glo_core.common.files import atomic_write
+from glo_core.common.failures import RankError, raise_together
+from glo_core.common.files import atomic_write, sync_directory
 from glo_core.common.records import write_record
 from glo_core.common.runtime import Runtime
 from glo_core.common.tensor_files import tensor_bytes
@@ -36,16 +50,16 @@ DecoderFiles = dict[str, bytes | dict[str, torch.Tensor]]
 class CheckpointWriter:
     """Writes and commits `<run>/checkpoints/<images seen>`; every rank calls each method at the same step."""
 
-    def __init__(self, run: Path, images: ImageSource, runtime: Runtime, *, keep: int = 2) -> None:
-        """Write checkpoints of `run`.
+    def __init__(self, attempt: Attempt, images: ImageSource, runtime: Runtime, *, keep: int = 2) -> None:
+        """Write checkpoints of the run that `attempt` trains.
 
         Args:
-            run: directory of the run.
+            attempt: of this group of ranks.
             images: of this rank; their code shards are the parts that it writes.
             runtime: this rank and its connection to the others.
             keep: number of committed checkpoints that are left, besides the one of the highest training PSNR.
         """
-        self.run, self.images, self.runtime, self.keep = run, images, runtime, keep
+        self.attempt, self.images, self.runtime, self.keep = attempt, images, runtime, keep
         self._copy: CodeTable | None = None
         self._thread: threading.Thread | None = None
         self._parts: dict[str, Part] = {}
@@ -69,10 +83,10 @@ class CheckpointWriter:
             decoder_files: returns a copy of the decoder's files; called on rank 0.
 
         Raises:
-            UserError: on every rank, if a rank could not write its parts of the checkpoint before.
+            UserError, RankError: as of `finish`, about the checkpoint before.
         """
         self.finish()
-        if self.runtime.all_gather((self.run / "checkpoints" / str(record.position.images_seen) / MARK).exists())[0]:
+        if self.runtime.all_gather(is_committed(self._committed(record)))[0]:
             return  # It was committed before an interruption.
         self._record = record
         table = table.snapshot(self._copy)
@@ -85,7 +99,11 @@ class CheckpointWriter:
             self.finish()
 
     def _directory(self, record: CheckpointRecord) -> Path:
-        return self.run / "checkpoints" / str(record.position.images_seen)
+        """Of the parts until they are committed."""
+        return staging_directory(self.attempt.run, record.position.images_seen, self.attempt.token)
+
+    def _committed(self, record: CheckpointRecord) -> Path:
+        return self.attempt.run / "checkpoints" / str(record.position.images_seen)
 
     def _write(self, directory: Path, table: Table, files: DecoderFiles) -> None:
         # On Linux each thread has its own priority: the thread takes the time that training leaves idle. While a
@@ -107,27 +125,62 @@ class CheckpointWriter:
         """Wait for the thread of every rank and commit its checkpoint; nothing if there is no thread.
 
         Raises:
-            UserError: on every rank, if a rank could not write its parts.
+            UserError: on every rank, if a rank could not write its parts for a reason that the user can mend, or a
+                newer attempt trains the run.
+            RankError: if another rank could not write its parts, or rank 0 does not see them; an error of this rank's
+                own machine is raised as it is.
         """
         if self._thread is None or self._record is None:
             return
         self._thread.join()
         self._thread = None
-        failure = "" if self._error is None else str(self._error) or type(self._error).__name__
-        # By rank: position, parts, and why a part could not be written.
-        ranks = self.runtime.all_gather((self._record.position, self._parts, failure))
-        if self._error is not None and not isinstance(self._error, UserError):
-            raise self._error
-        for _, _, rank_failure in ranks:
-            if rank_failure:
-                raise UserError(rank_failure)
+        raise_together(self.runtime, self._error)
+        # By rank: position, parts, and the host that wrote them.
+        ranks = self.runtime.all_gather((self._record.position, self._parts, socket.gethostname()))
+        error: Exception | None = None
         if self.runtime.rank == 0:
-            if any(position != ranks[0][0] for position, _, _ in ranks):
-                raise RuntimeError(f"ranks are at different positions: {[position for position, _, _ in ranks]}")
-            parts = {name: part for _, rank_parts, _ in ranks for name, part in rank_parts.items()}
-            write_record(self._directory(self._record) / MARK, dataclasses.replace(self._record, parts=parts))
-            prune(self.run, self.keep)
-        self.runtime.all_gather(None)
+            try:
+                self._commit(self._record, ranks)
+            except Exception as caught:
+                error = caught
+        raise_together(self.runtime, error)
+
+    def _commit(self, record: CheckpointRecord, ranks: Sequence[tuple[Position, dict[str, Part], str]]) -> None:
+        """Look at what the `ranks` have written, and commit it."""
+        if any(position != record.position for position, _, _ in ranks):
+            raise RuntimeError(f"ranks are at different positions: {[position for position, _, _ in ranks]}")
+        staging, committed = self._directory(record), self._committed(record)
+        for rank, (_, parts, host) in enumerate(ranks):
+            for name, part in parts.items():
+                _require_part(staging / name, part, f"rank {rank} on {host}")
+        parts = {name: part for _, rank_parts, _ in ranks for name, part in rank_parts.items()}
+        if missing := {shard_name(shard) for shard in range(record.code_shards)} - parts.keys():
+            raise RuntimeError(f"{staging}: no rank wrote {', '.join(sorted(missing))}")
+        write_record(staging / MARK, dataclasses.replace(record, parts=parts))
+        self.attempt.require_current()
+        try:
+            staging.rename(committed)
+        except FileNotFoundError:  # A newer attempt, which began since, has moved it away.
+            self.attempt.require_current()
+            raise
+        sync_directory(committed.parent)
+        prune(self.attempt.run, self.keep)
+
+
+def _require_part(path: Path, part: Part, writer: str) -> None:
+    """Raise `RankError` if `path` is not there, or not whole, from where this rank looks at it."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        size = path.stat().st_size if path.exists() else None
+        if size == part.bytes:
+            return
+        if time.monotonic() >= deadline:
+            seen = "does not see it" if size is None else f"sees {size}"
+            raise RankError(
+                f"{path}: {writer} wrote {part.bytes} bytes, and rank 0 on {socket.gethostname()} {seen}; the "
+                "checkpoint is not committed"
+            )
+        time.sleep(0.2)
 
 
 class _Hashing:

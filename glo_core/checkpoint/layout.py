@@ -1,17 +1,22 @@
 """The files of a checkpoint. It is committed whole: parts first, `checkpoint.json` last."""
 
+import re
+import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from glo_core.common.errors import CheckpointError, UserError
-from glo_core.common.records import Record, read_record
+from glo_core.common.records import Record
 
 CODES_METADATA = {"format": "glo-codes", "format_version": "1"}
 """Of the schema of every Parquet file of codes"""
 MARK = "checkpoint.json"
 """The commit mark, written last: a directory without it is no checkpoint"""
+_TRASH = ".trash-"
+_UNCOMMITTED = re.compile(rf"\d+(\.[0-9a-f]{{32}})?|{re.escape(_TRASH)}.*")
+"""Names of directories beside the committed checkpoints that no user gave"""
 DECODER_PARTS = ("decoder.json", "ema.safetensors")
 """The parts that a decoder without codes needs"""
 
@@ -74,8 +79,13 @@ def shard_name(shard: int) -> str:
 
 def committed_checkpoints(run: Path) -> list[Path]:
     """Directories of the committed checkpoints of a run, oldest first."""
-    marks = (run / "checkpoints").glob(f"*/{MARK}")
-    return sorted((mark.parent for mark in marks if mark.parent.name.isdigit()), key=lambda path: int(path.name))
+    committed = [path for path in (run / "checkpoints").glob("*") if is_committed(path)]
+    return sorted(committed, key=lambda path: int(path.name))
+
+
+def is_committed(directory: Path) -> bool:
+    """Whether `directory`, in the folder of a run's checkpoints, is a committed checkpoint."""
+    return directory.name.isdigit() and (directory / MARK).exists()
 
 
 def newest_checkpoint_directory(run: Path) -> Path:
@@ -90,22 +100,29 @@ def newest_checkpoint_directory(run: Path) -> Path:
     return checkpoints[-1]
 
 
-def prune(run: Path, keep: int) -> None:
-    """Delete committed checkpoints but for the last `keep` and the one of the highest training PSNR."""
-    checkpoints = committed_checkpoints(run)
-    best = max(
-        checkpoints,
-        key=lambda path: read_record(path / MARK, CheckpointRecord).train_psnr or float("-inf"),
-        default=None,
-    )
-    for checkpoint in checkpoints[:-keep]:
-        if checkpoint != best:
-            (checkpoint / MARK).unlink()  # First the mark: without it a half deleted checkpoint counts as uncommitted.
-            shutil.rmtree(checkpoint)
+def staging_directory(run: Path, images_seen: int, token: str) -> Path:
+    """Where the attempt of `token` writes the parts of a checkpoint; its rename to `<images seen>` commits them."""
+    return run / "checkpoints" / f"{images_seen}.{token}"
 
 
-def sweep_uncommitted(run: Path) -> None:
-    """Delete uncommitted checkpoints, which killed writers left. Call it on one rank, before any rank writes."""
+def sweep_uncommitted(run: Path, token: str) -> None:
+    """Delete uncommitted checkpoints, but for those of the attempt of `token`, which has begun.
+
+    A directory is moved away before it is deleted: an older attempt that goes on can then rename it no more. What
+    cannot be deleted stays, and is no checkpoint.
+    """
     for path in (run / "checkpoints").glob("*"):
-        if not (path / MARK).exists():
-            shutil.rmtree(path, ignore_errors=True)
+        if _UNCOMMITTED.fullmatch(path.name) and path.suffix != f".{token}" and not is_committed(path):
+            discard(path)
+
+
+def discard(directory: Path) -> None:
+    """Move `directory` away, and delete what can be deleted of it."""
+    trash = directory
+    if not directory.name.startswith(_TRASH):
+        trash = directory.with_name(f"{_TRASH}{directory.name}.{secrets.token_hex(4)}")
+        try:
+            directory.rename(trash)
+        except OSError:
+            return
+    shutil.rmtree(trash, ignore_errors=True)

@@ -1,6 +1,8 @@
 """A committed checkpoint, opened for reading."""
 
 import dataclasses
+import os
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from glo_core.checkpoint.layout import CODES_METADATA, MARK, CheckpointRecord, newest_checkpoint_directory, shard_name
+from glo_core.checkpoint.layout import (
+    CODES_METADATA,
+    MARK,
+    CheckpointRecord,
+    is_committed,
+    newest_checkpoint_directory,
+    shard_name,
+)
+from glo_core.checkpoint.pruning import lock_for_reading
 from glo_core.codes.config import ResolvedCodeConfig
 from glo_core.common.arrays import Int64Array
 from glo_core.common.arrow_files import read_parquet
@@ -27,11 +37,15 @@ class Checkpoint:
     """A committed checkpoint, opened for reading; parts are verified as they are read."""
 
     def __init__(self, directory: Path) -> None:
-        """Open the checkpoint in `directory`.
+        """Open the checkpoint in `directory`; it is not deleted by its training as long as this object lives.
 
         Raises:
             CheckpointError: if its mark is missing or damaged.
         """
+        try:
+            weakref.finalize(self, os.close, lock_for_reading(directory / MARK))
+        except FileNotFoundError:
+            raise CheckpointError(f"{directory / MARK}: no such file") from None
         self.directory, self.record = directory, read_record(directory / MARK, CheckpointRecord)
         self.position, self.snapshot = self.record.position, self.record.snapshot
         self.code_shards, self.code_dim = self.record.code_shards, self.record.code_dim
@@ -44,7 +58,18 @@ class Checkpoint:
         Raises:
             CheckpointError: if the run has none.
         """
-        return cls(newest_checkpoint_directory(run))
+        while True:
+            directory = newest_checkpoint_directory(run)
+            try:
+                return cls(directory)
+            except CheckpointError:
+                if is_committed(directory):
+                    raise
+            # A training that goes on has deleted it since, and has newer ones.
+
+    def __reduce__(self) -> tuple[type["Checkpoint"], tuple[Path]]:
+        """A copy opens, and keeps, the files itself."""
+        return type(self), (self.directory,)
 
     @property
     def code_config(self) -> ResolvedCodeConfig:
@@ -57,14 +82,26 @@ class Checkpoint:
         record = dataclasses.asdict(self.record)
         return digest_json({key: record[key] for key in ("position", "snapshot", "parts")})
 
-    def part(self, name: str) -> Path:
-        """The path of a part, verified.
+    @property
+    def _remedy(self) -> str:
+        return f"delete {self.directory} to go on from an older checkpoint"
+
+    def require_parts(self) -> None:
+        """Look whether every part is there and of its length; nothing is read.
+
+        Raises:
+            CheckpointError: if one is missing or cut short.
+        """
+        for name in self.record.parts:
+            self.part(name, contents=False)
+
+    def part(self, name: str, *, contents: bool = True) -> Path:
+        """The path of a part, verified; `contents=False` leaves its bytes unread.
 
         Raises:
             CheckpointError: if it is missing, cut short or altered.
         """
-        path, expected = self.directory / name, self.record.parts.get(name)
-        remedy = f"delete {self.directory} to go on from an older checkpoint"
+        path, expected, remedy = self.directory / name, self.record.parts.get(name), self._remedy
         if expected is None:
             raise CheckpointError(f"{self.directory / MARK}: lists no part {name}; {remedy}")
         if not path.exists():
@@ -74,7 +111,7 @@ class Checkpoint:
                 f"{path}: {path.stat().st_size} bytes where checkpoint.json says {expected.bytes}; "
                 f"the file is cut short: {remedy}"
             )
-        if digest_file(path) != expected.blake3:
+        if contents and digest_file(path) != expected.blake3:
             raise CheckpointError(f"{path}: its bytes are not those that were written (BLAKE3 differs); {remedy}")
         return path
 

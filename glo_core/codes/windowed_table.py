@@ -22,7 +22,7 @@ import torch
 from glo_core.codes.config import ResolvedCodeConfig
 from glo_core.codes.table import CodeTable, raw_name
 from glo_core.common.arrays import Int, Int64Array
-from glo_core.common.errors import ConfigError, UserError
+from glo_core.common.errors import DISK_FULL, ConfigError, UserError
 from glo_core.common.shapes import Float, Tensor
 
 SLOTS_PER_LANE = 3
@@ -326,5 +326,7 @@ def _copy_out(tensor: Tensor, file: Any, row: int) -> None:
         try:
             count = os.pwritev(file.fileno(), [buffer], position)
         except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
             raise UserError(f"`scratch`: {os.strerror(error.errno or 0).lower()}; name a larger disk") from None
         buffer, position = buffer[count:], position + count

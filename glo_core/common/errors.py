@@ -1,8 +1,12 @@
 """Errors that a user can act on, and how their messages name settings."""
 
 import contextlib
+import errno
 import re
 from collections.abc import Callable, Iterator
+
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the system says where a disk, a quota or a limit of a file's size is exhausted"""
 
 
 class UserError(Exception):

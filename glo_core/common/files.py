@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from glo_core.common.errors import UserError
+from glo_core.common.errors import DISK_FULL, UserError
 from glo_core.common.location import Location
 
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -45,7 +45,7 @@ def atomic_write(place: Path | Location) -> Iterator[Path]:
         temporary.replace(path)
         sync_directory(path.parent)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in DISK_FULL:
             raise UserError(
                 f"{path}: {os.strerror(error.errno).lower()}; free some space and run the same command again, "
                 "it goes on from what is already finished"

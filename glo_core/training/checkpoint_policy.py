@@ -5,9 +5,9 @@ the clock, a preempted machine, a request to stop -> flags summed over ranks -> 
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from glo_core.checkpoint.async_writer import CheckpointWriter
+from glo_core.checkpoint.attempt import Attempt
 from glo_core.checkpoint.layout import Position
 from glo_core.data.image_source import ImageSource
 from glo_core.training.agreement import Agreement
@@ -31,22 +31,22 @@ class CheckpointPolicy:
         images: ImageSource,
         meter: Meter,
         intervals: Intervals,
-        run: Path | None,
+        attempt: Attempt | None,
         refresh: Callable[[], None],
     ) -> None:
-        """Write checkpoints of `learner` to `run`.
+        """Write checkpoints of `learner`.
 
         Args:
             learner: what a checkpoint holds.
             images: of this rank.
             meter: counts the time that checkpoints take.
             intervals: how often checkpoints are written.
-            run: directory of the run; None writes nothing.
+            attempt: of this group of ranks on its run; None writes nothing.
             refresh: recomputes the EMA decoder's running statistics, before each checkpoint.
         """
         self.learner, self.meter, self.intervals, self.refresh = learner, meter, intervals, refresh
         self.runtime, self.images = learner.runtime, images
-        self._writer = CheckpointWriter(run, images, self.runtime) if run is not None else None
+        self._writer = CheckpointWriter(attempt, images, self.runtime) if attempt is not None else None
         self._agreement = Agreement(self.runtime)
         self._checkpoint_time = self._look_time = time.monotonic()
         self._preempted = False
@@ -60,7 +60,7 @@ class CheckpointPolicy:
             position: where training stands.
 
         Raises:
-            UserError: on every rank, if a rank could not write its parts.
+            UserError, RankError: as of `CheckpointWriter.finish`.
             DivergedError: on every rank, if a checkpoint is due and the training has diverged.
         """
         now = time.monotonic()
@@ -91,7 +91,7 @@ class CheckpointPolicy:
         """Copy the state and let a thread write it, unless there is a checkpoint of this position already.
 
         Raises:
-            UserError: on every rank, if a rank could not write its parts of the checkpoint before.
+            UserError, RankError: as of `CheckpointWriter.finish`, about the checkpoint before.
             DivergedError: on every rank, if a loss, a gradient or a weight is not finite.
         """
         if position == self._last_position:
@@ -109,7 +109,7 @@ class CheckpointPolicy:
         """Wait until the last checkpoint is committed.
 
         Raises:
-            UserError: on every rank, if a rank could not write its parts.
+            UserError, RankError: as of `CheckpointWriter.finish`.
         """
         if self._writer is not None:
             with self.meter.timing("checkpoint"):

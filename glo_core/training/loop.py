@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from glo_core.checkpoint.attempt import Attempt
 from glo_core.checkpoint.layout import Position
 from glo_core.codes.table import Table
 from glo_core.common.errors import DivergedError
@@ -109,14 +110,16 @@ def train_phase(
     # Order, start and state.
     if runtime.device.type == "cpu":
         keep_freed_memory()
+    attempt = Attempt.begin(run, runtime) if run is not None else None
     epochs = EpochBatches(recipe, images, runtime, cache)
     newest = newest_checkpoint(recipe, images, runtime, run)
     table = init_table(epochs, runtime, run, scratch)
     learner = Learner(recipe, epochs.images, table, runtime, module=decoder, loss=loss)
     position = restore_or_begin(learner, epochs, phase, newest, warm_start)
+    newest = None  # An open checkpoint would never be deleted.
     meter = Meter(learner)
     checkpoints = CheckpointPolicy(
-        learner, epochs.images, meter, intervals, run, lambda: refresh_statistics(learner, epochs)
+        learner, epochs.images, meter, intervals, attempt, lambda: refresh_statistics(learner, epochs)
     )
     stopped = False
     try:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glo_core.checkpoint.layout import Position, committed_checkpoints, sweep_uncommitted
+from glo_core.checkpoint.layout import Position, committed_checkpoints
 from glo_core.checkpoint.reader import Checkpoint
 from glo_core.codes.table import Table, raw_name
 from glo_core.common.errors import CheckpointError
@@ -28,7 +28,7 @@ def newest_checkpoint(
 ) -> Checkpoint | None:
     """The newest committed checkpoint of `run`, the same one on every rank; None if there is none.
 
-    Every rank calls this; rank 0 first deletes uncommitted checkpoints.
+    Every rank calls this.
 
     Args:
         config: the recipe of the training.
@@ -39,8 +39,6 @@ def newest_checkpoint(
     Raises:
         CheckpointError: if the checkpoint is of another recipe.
     """
-    if run is not None and runtime.rank == 0:
-        sweep_uncommitted(run)
     # All ranks must load the same checkpoint: rank 0 chooses.
     newest = runtime.all_gather(committed_checkpoints(run)[-1:] if run is not None else [])[0]
     if not newest:

@@ -71,11 +71,10 @@ class TrainingSession:
         plan = self._agree(lambda: self._plan(run, images, dataset))
         number, last = len(plan.phases) - 1, plan.phases[-1]
         images, dataset = _images_of(last, run, images, dataset)
-        newest = Checkpoint(plan.newest) if plan.newest is not None else None
-        if plan.finished and newest is not None:
-            return self._finished(run, plan.recipe, newest, images, dataset)
+        if plan.finished and plan.newest is not None:
+            return self._finished(run, plan.recipe, Checkpoint(plan.newest), images, dataset)
         phase = Phase(number=number, start=last.start, target=last.target)
-        return self._train(plan.recipe, images, dataset, phase, run, newest)
+        return self._train(plan.recipe, images, dataset, phase, run, plan.newest)
 
     def _agree(self, decide: Callable[[], _Plan]) -> _Plan:
         """What rank 0 decides, on every rank: between two looks at the same files, another rank may write one."""
@@ -122,11 +121,11 @@ class TrainingSession:
         dataset: Dataset | None,
         phase: Phase,
         run: Path | None = None,
-        newest: Checkpoint | None = None,
+        newest: Path | None = None,
     ) -> TrainResult:
         if newest is not None and self.module is not None:
-            newest.decoder(self.module)  # Refuses a module of other weights in one line.
-        with self._progress(newest.position.images_seen if newest is not None else 0, phase.target) as on_step:
+            Checkpoint(newest).decoder(self.module)  # Refuses a module of other weights in one line.
+        with self._progress(int(newest.name) if newest is not None else 0, phase.target) as on_step:
             result = train_phase(
                 recipe,
                 images,

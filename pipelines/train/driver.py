@@ -79,6 +79,8 @@ def drain_reports(mailbox: Any, stage: Stage[Any], target: int) -> Iterator[None
 
 
 def _drain_once(mailbox: Any, progress_log: ProgressLog, bar: Any) -> None:
+    for incident in ray.get(mailbox.take_incidents.remote()):
+        log.warning("%s; training goes on from the last checkpoint if attempts are left", incident)
     reports: list[Report] = ray.get(mailbox.take_reports.remote())
     progress_log.add(
         [{"time_ms": report.time_ms, "images_seen": report.images_seen, **report.metrics} for report in reports]

@@ -1,9 +1,11 @@
 """What a training does next: the recipe of its run, and the phase to train."""
 
 import dataclasses
+from pathlib import Path
 
 from glo_core.checkpoint.layout import committed_checkpoints
 from glo_core.checkpoint.reader import Checkpoint
+from glo_core.common.errors import CheckpointError
 from glo_core.data.dataset import Dataset
 from glo_core.training.auto_config import resolve_defaults
 from glo_core.training.config import ResolvedTrainConfig
@@ -34,7 +36,7 @@ def next_phase(stage: Stage[TrainDone], job: TrainJob, dataset: Dataset) -> Phas
         UserError: if the dataset lost what was trained on, or `job.images` is not above what was seen.
     """
     phases = stage.record.phases
-    finished = stage.done is not None and stage.done.phase == len(phases) - 1
+    finished = stage.done is not None and stage.done.phase == len(phases) - 1 and _is_there(job.run, stage.done)
     seen, snapshot, num_images = _images_seen(job, dataset), dataset.digest, dataset.num_train
     coming = next_phases(job.run, phases, seen, job.images, snapshot, num_images, setting="images")
     if coming is None:
@@ -45,6 +47,15 @@ def next_phase(stage: Stage[TrainDone], job: TrainJob, dataset: Dataset) -> Phas
     dataset.at(last.snapshot)
     stage.record = dataclasses.replace(stage.record, phases=coming)
     return Phase(number=len(coming) - 1, start=last.start, target=last.target)
+
+
+def _is_there(run: Path, done: TrainDone) -> bool:
+    """Whether `run` still has, as far as can be seen without reading it, the checkpoint that `done` tells of."""
+    try:
+        Checkpoint(run / "checkpoints" / str(done.images_seen)).require_parts()
+    except CheckpointError:
+        return False
+    return True
 
 
 def _images_seen(job: TrainJob, dataset: Dataset) -> int:

@@ -47,6 +47,7 @@ class Mailbox:
         self._pictures: list[Picture] = []
         self._stop = False
         self._failure: UserError | None = None
+        self._incidents: list[str] = []
 
     def put_report(self, report: Report) -> None:
         """Take a report of rank 0."""
@@ -73,6 +74,15 @@ class Mailbox:
     def stop_requested(self) -> bool:
         """Whether somebody asked to end with a checkpoint."""
         return self._stop
+
+    def put_incident(self, line: str) -> None:
+        """Take what happened to a rank that Ray Train starts again."""
+        self._incidents.append(line)
+
+    def take_incidents(self) -> list[str]:
+        """Lines since the last call, oldest first."""
+        incidents, self._incidents = self._incidents, []
+        return incidents
 
     def put_failure(self, error: UserError) -> None:
         """Take the user's error that ended a rank."""

@@ -6,6 +6,7 @@ driver: Ctrl-C ---> Mailbox ---> rank 0 ---> every rank
 
 import math
 import shutil
+import socket
 import threading
 import uuid
 from collections.abc import Callable
@@ -21,7 +22,9 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from glo_core.common.errors import ConfigError, UserError
+from glo_core.checkpoint.attempt import FencedError
+from glo_core.common.errors import ConfigError, UserError, one_line
+from glo_core.common.failures import RankError, user_error_of
 from glo_core.data.config import Cache
 from glo_core.data.dataset import Dataset
 from glo_core.training.config import Intervals, ResolvedTrainConfig
@@ -36,6 +39,9 @@ from pipelines.train.driver import drain_reports, stop_on_signals
 from pipelines.train.ray_runtime import Mailbox, RayRuntime
 
 unregister_pickled_objects()  # `import ray.train` has imported Ray Data.
+
+_ERRORS_OF_CODE = (TypeError, ValueError, AttributeError, LookupError, ImportError, AssertionError, NotImplementedError)
+"""Of this project, or of the user's own decoder or loss: another attempt would raise them again"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,9 +196,26 @@ def train_worker(loop_config: dict[str, WorkerArguments]) -> None:
             cache=arguments.cache,
             warm_start=arguments.warm_start,
         )
-    except UserError as error:
-        ray.get(arguments.mailbox.put_failure.remote(error))
+    except Exception as error:
+        _tell(error, arguments.mailbox, runtime.rank)
         raise  # Ends the other workers, which wait for this one.
+
+
+def _tell(error: Exception, mailbox: Any, rank: int) -> None:
+    """Tell the driver whose `error` is, before Ray Train starts the workers again.
+
+    The user's would come again, and so would an error of the code: the next attempt then ends at once. After one of the
+    machine the next attempt goes on from the last checkpoint. A lost process, the third class, tells nothing.
+    """
+    if isinstance(error, FencedError):
+        return  # Ray has given this group up, and another one trains.
+    user_error = user_error_of(error)
+    if user_error is None and isinstance(error, _ERRORS_OF_CODE):
+        user_error = UserError(f"training failed: {one_line(error)}")
+    if user_error is not None:
+        ray.get(mailbox.put_failure.remote(user_error))
+    elif not isinstance(error, RankError):  # Its own rank tells.
+        ray.get(mailbox.put_incident.remote(f"rank {rank} on {socket.gethostname()} failed: {one_line(error)[:300]}"))
 
 
 def _reason(error: Exception) -> UserError:

@@ -1,6 +1,7 @@
 """How long a training is to be where nobody said it: for a new run, an interrupted one, one whose dataset has grown."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,6 +57,17 @@ def test_a_finished_run_stays_so_whatever_the_rule_has_become(run: Path, monkeyp
     monkeypatch.setattr(phases, "images_to_see", lambda _: 500)
     assert target(run, finished=True) is None
     assert target(run, digest="new", finished=True) == 500
+
+
+def test_a_finished_run_is_not_done_without_the_checkpoint_that_it_names(run: Path) -> None:
+    newest = run / "checkpoints/96"
+    (newest / "codes/shard=003.parquet").unlink()
+    assert target(run, finished=True) == 96  # Training says which part is missing, and what to do.
+    shutil.copytree(newest, run / "checkpoints/64")
+    mark = run / "checkpoints/64/checkpoint.json"
+    mark.write_text(mark.read_text().replace('"images_seen": 96', '"images_seen": 64'))
+    shutil.rmtree(newest)
+    assert target(run, finished=True) == 96
 
 
 def test_images_that_came_are_seen_an_epoch_at_least(run: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from glo_core.checkpoint.layout import committed_checkpoints
 from jobs.cli import parse
 from pipelines.train.config import TrainJob
 from pipelines.train.job import run_training
+from tests.helpers.faulty_decoder import FAULT
 from tests.helpers.paths import ROOT
 from tests.helpers.preprocess_small import preprocess_small
 from tests.helpers.processes import Head
@@ -131,6 +133,36 @@ def test_killed_stopped_and_started_again_ends_bitwise_undisturbed(
     disturbed, whole = losses(training.run), losses(undisturbed)
     assert len(disturbed) > 400
     assert disturbed == {seen: whole[seen] for seen in disturbed}
+
+
+@pytest.fixture
+def fault() -> Iterator[Path]:
+    """The file that makes `FaultyDecoder` fail."""
+    yield FAULT
+    FAULT.unlink(missing_ok=True)
+
+
+FAULTY = ("--decoder.kind", "tests.helpers.faulty_decoder:FaultyDecoder", "--images", 2000, "--batch-size", 32,
+          "--code.dim", 8, "--intervals.checkpoint", 100, "--max-failures", 2)  # fmt: skip
+
+
+def test_after_an_error_of_the_machine_training_goes_on_from_its_checkpoint(
+    dataset: Path, tmp_path: Path, fault: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fault.write_text("eio\n")
+    run = trained(dataset, tmp_path / "run", *FAULTY, "--workers", 2)
+    assert fault.read_text().count("met") >= 1
+    assert "failed: OSError: [Errno 5] Input/output error; training goes on from the last checkpoint" in caplog.text
+    assert Checkpoint.latest(run).position.images_seen >= 2000
+    assert sorted(path.name for path in (run / "checkpoints").iterdir() if not path.name.isdigit()) == []
+
+
+def test_too_little_memory_is_one_line_and_no_second_attempt(dataset: Path, tmp_path: Path, fault: Path) -> None:
+    fault.write_text("memory\n")
+    with pytest.raises(UserError, match=r"out of memory \(.*\); use a smaller `batch_size`") as caught:
+        trained(dataset, tmp_path / "run", *FAULTY)
+    assert "\n" not in str(caught.value)
+    assert fault.read_text() == "memory\nmet\n"
 
 
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(dataset: Path, tmp_path: Path) -> None:
