@@ -11,7 +11,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from glo_core.common.digests import digest
-from glo_core.dataset_format.image_decoding import FORMATS
+from glo_core.dataset_format.pixels.headers import FORMATS
 from glo_core.dataset_format.rejection import RejectedImageError
 from pipelines.preprocess.containers import is_container, list_members, read_members
 from pipelines.preprocess.sources import Source, place_of, read_file

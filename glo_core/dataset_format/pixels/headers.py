@@ -1,9 +1,10 @@
 """How the files of images begin: the first bytes decide what a file is, not its name."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 Format = Literal["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"]
 """The formats that are read, by Pillow's names."""
+FORMATS: tuple[Format, ...] = get_args(Format)
 
 HEAD_BYTES = 16
 """As many bytes of a file tell its format."""

@@ -1,0 +1,157 @@
+"""PNG files: what their chunks say, and the picture alone for the decoder.
+
+Only the chunks that make up the picture reach Pillow. So text, times, odd EXIF and profiles of any size cost nothing
+and are no reason to reject. An animated PNG shows its default image.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from glo_core.common.arrays import BoolArray
+from glo_core.dataset_format.config import ResolvedDatasetConfig
+from glo_core.dataset_format.pixels import exif
+from glo_core.dataset_format.pixels.pillow import Matches, open_picture, raster_of, with_transparent_color
+from glo_core.dataset_format.pixels.raster import Raster, check_memory, check_size
+from glo_core.dataset_format.pixels.samples import divided_by_257
+from glo_core.dataset_format.rejection import Reason, RejectedImageError
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PICTURE = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
+_GRAY, _RGB, _PALETTE, _GRAY_ALPHA, _RGB_ALPHA = 0, 2, 3, 4, 6
+"""Kinds of color, by their numbers in the header"""
+_BYTES = {_GRAY: 1, _PALETTE: 1}
+"""Of a pixel in Pillow's memory; of the other kinds four"""
+_MAX_PROFILE = 16 * 2**20
+"""Bytes of a color profile: the largest of printers have 4 MB"""
+_LOW_BYTES = "RGB;16L"
+"""Pillow keeps the first of two bytes of a sample; read in the other order, it keeps the second"""
+
+
+@dataclass
+class _Chunks:
+    header: bytes = b""
+    transparency: bytes = b""
+    profile: bytes = b""
+    exif: bytes = b""
+    picture: list[bytes] = field(default_factory=list)
+    """The chunks that make up the picture, whole"""
+
+
+def open_png(data: bytes, policy: ResolvedDatasetConfig) -> Raster:
+    """Decode a PNG.
+
+    Raises:
+        RejectedImageError: `broken` where a chunk of the picture is damaged, `truncated` where it ends too early.
+    """
+    chunks = _read_chunks(data, checked=not policy.allow_truncated)
+    profile = chunks.profile
+    if len(chunks.header) < 13:
+        raise RejectedImageError("broken", "no header")
+    width, height, depth, kind = struct.unpack_from(">IIBB", chunks.header)
+    check_size(width, height, policy)
+    pixel = 4.0 * (1 + (depth == 16 and kind == _RGB and bool(chunks.transparency)))
+    pixel = _BYTES.get(kind, pixel) * (1 + (depth == 16 and kind == _GRAY))
+    check_memory(width, height, width * height * pixel, policy)
+    picture = b"".join((_SIGNATURE, *chunks.picture))
+    image = open_picture(picture, "PNG")
+    image.load()
+    turned = exif.orientation(chunks.exif)
+    if image.mode == "I;16":
+
+        def rows(first: int, last: int) -> Image.Image:
+            return divided_by_257(_part(image, first, last))
+
+        raster = Raster(image.size, rows, image.size, turned, profile)
+    else:
+        # Pillow keeps 16-bit gray with alpha as RGBA.
+        raster = raster_of(image, policy, orientation=turned, profile=profile, gray=kind == _GRAY_ALPHA)
+    if kind in (_GRAY, _RGB) and len(chunks.transparency) >= 2 * (1 + 2 * (kind == _RGB)):
+        return with_transparent_color(raster, _transparent(image, picture, chunks.transparency, depth), policy)
+    return raster
+
+
+# ---------------------------------------------------------------- chunks
+
+
+def _read_chunks(data: bytes, checked: bool) -> _Chunks:
+    chunks = _Chunks()
+    for name, start, end in _walk(data):
+        body = data[start + 8 : end - 4]
+        if name in _PICTURE:
+            if checked and zlib.crc32(data[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+                reason: Reason = "truncated" if end > len(data) else "broken"
+                raise RejectedImageError(reason, f"chunk {name.decode()} is damaged")
+            chunks.picture.append(data[start:end])
+        if name == b"IHDR" and not chunks.header:
+            chunks.header = body
+        elif name == b"tRNS":
+            chunks.transparency = body
+            if chunks.header[9:10] == bytes([_PALETTE]):
+                chunks.picture.append(data[start:end])
+        elif name == b"iCCP":
+            chunks.profile = _inflated(body)
+        elif name == b"eXIf":
+            chunks.exif = body
+    return chunks
+
+
+def _walk(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Name, start and end of each chunk; the last one may end behind the data."""
+    at = len(_SIGNATURE)
+    while at + 8 <= len(data):
+        name, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4], "big")
+        yield name, at, end
+        if name == b"IEND":
+            return
+        at = end
+
+
+def _inflated(chunk: bytes) -> bytes:
+    """The color profile in an iCCP chunk: a name, a zero, the method, and compressed bytes."""
+    _, _, compressed = chunk.partition(b"\0")
+    try:
+        inflate = zlib.decompressobj()
+        profile = inflate.decompress(compressed[1:], _MAX_PROFILE)
+    except zlib.error:
+        return b""
+    return profile if inflate.eof else b""
+
+
+# ---------------------------------------------------------------- transparency
+
+
+def _part(image: Image.Image, first: int, last: int) -> NDArray[Any]:
+    """Rows of an image as an array `[h, w]` or `[h, w, bands]`."""
+    return np.asarray(image.crop((0, first, image.width, last)))
+
+
+def _transparent(image: Image.Image, picture: bytes, color: bytes, depth: int) -> Matches:
+    """Which pixels have the one transparent color, compared in all bits that the file has."""
+    values = np.frombuffer(color[: len(color) // 2 * 2], ">u2")
+    if image.mode == "RGB" and depth == 16:
+        return _matches_deep(image, picture, values[:3])
+    if image.mode == "RGB":
+        return lambda first, last: (_part(image, first, last) == values[:3]).all(axis=2)
+    # Pillow spreads 2 and 4 bits over 0 to 255.
+    value = int(values[0]) if depth == 16 else int(values[0]) * 255 // (2**depth - 1)
+    return lambda first, last: _part(image, first, last) == (bool(value) if image.mode == "1" else value)
+
+
+def _matches_deep(image: Image.Image, picture: bytes, color: NDArray[Any]) -> Matches:
+    low = open_picture(picture, "PNG")
+    low.tile = [tile._replace(args=_LOW_BYTES) for tile in low.tile]
+    low.load()
+
+    def matches(first: int, last: int) -> BoolArray:
+        high_equal = _part(image, first, last) == color >> 8
+        low_equal = _part(low, first, last) == color & 255
+        return (high_equal & low_equal).all(axis=2)
+
+    return matches
