@@ -167,13 +167,13 @@ def evaluate(job: EvaluateJob) -> EvaluateDone:
             _write_codes(directory / "held_out.parquet", held_out)
             with atomic_write(directory / "held_out.png") as temporary:
                 _held_out_grid(decoder, dataset, held_out).save(temporary, format="PNG")
-            stage.tracker.image(directory / "held_out.png", images_seen)
+            stage.progress.picture(directory / "held_out.png", images_seen)
         done = EvaluateDone(
             images_seen=images_seen,
             train=_split_quality(train),
             held_out=_split_quality(held_out) if held_out is not None else None,
         )
-        stage.tracker.metrics(_as_metrics(done), images_seen)
+        stage.progress.metrics(_as_metrics(done), images_seen)
         log.info("results in %s", directory)
         return done
 

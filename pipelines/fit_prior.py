@@ -38,7 +38,7 @@ def fit_prior(job: FitPriorJob) -> Path:
         moments = functools.reduce(Moments.merge, task_results(tasks))
         for kind in job.kinds:
             GaussianPrior.fit(kind, moments, checkpoint.code_config.projection).save(directory / kind)
-        stage.tracker.metrics(_metrics(moments), checkpoint.position.images_seen)
+        stage.progress.metrics(_metrics(moments), checkpoint.position.images_seen)
         log.info("%s fitted to %d codes, in %s", ", ".join(job.kinds), moments.count, directory)
         return FitPriorDone(kinds=job.kinds, codes=moments.count)
 

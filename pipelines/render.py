@@ -122,7 +122,7 @@ def render(job: RenderJob) -> Path:
         for name, picture in GridRenderer(job, dataset, checkpoint, priors).draw():
             with atomic_write(directory / f"{name}.png") as temporary:
                 picture.save(temporary, format="PNG")
-            stage.tracker.image(directory / f"{name}.png", checkpoint.position.images_seen)
+            stage.progress.picture(directory / f"{name}.png", checkpoint.position.images_seen)
             names.append(name)
         log.info("%d grids in %s", len(names), directory)
         return RenderDone(grids=tuple(names))

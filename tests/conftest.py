@@ -21,7 +21,7 @@ import tests.helpers.typecheck  # noqa: F401, the hook finds it by its name
 install_import_hook("glo_core", "tests.helpers.typecheck.typechecked")
 
 from tests.helpers.paths import ROOT  # noqa: E402
-from tests.helpers.processes import Head, end, free_port, wait_for  # noqa: E402
+from tests.helpers.processes import Head, MlflowServer, end, free_port, wait_for  # noqa: E402
 
 Job = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -98,14 +98,6 @@ def session(head: Head) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    place, port = tmp_path_factory.mktemp("mlflow"), free_port()
-    command = ["server", "--backend-store-uri", f"sqlite:///{place}/mlflow.db", "--artifacts-destination",
-               str(place / "artifacts"), "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]  # fmt: skip
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (place / "log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "mlflow", *command], stdout=log, stderr=log, env=environment)
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", process, place / "log")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        end(process)
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    yield server.uri
+    server.end()

@@ -62,6 +62,7 @@ class FollowUp(Generic[DoneT]):
         ) as stage:
             if stage.done is not None:
                 logging.getLogger(f"glo.{self.name}").info("%s is up to date", directory)
+                stage.send_rest()
                 return stage.done
             stage.begin(stage.record.identity)
             with ray_session():

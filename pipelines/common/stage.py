@@ -6,19 +6,21 @@ settings or inputs other than those in its record are refused in one line.
 
 import contextlib
 import dataclasses
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from glo_core.common.errors import CheckpointError, UserError
+from glo_core.common.errors import CheckpointError
 from glo_core.common.file_lock import file_lock
 from glo_core.common.files import differences
 from glo_core.common.location import Location
 from glo_core.common.records import read_record, write_record
+from pipelines.common.leftovers import logs_of_run, send_leftovers
+from pipelines.common.progress import Progress
+from pipelines.common.progress_log import is_behind
 from pipelines.common.records import DONE_FILE, RUN_FILE, DoneRecord, RunRecord, read_run_record
-from pipelines.common.tracking import Tracker, TrackingConfig
+from pipelines.common.tracking import TrackingConfig
 from pipelines.common.versions import library_versions
 
 DoneT = TypeVar("DoneT", bound=DoneRecord)
@@ -46,14 +48,14 @@ class Stage(Generic[DoneT]):
     done: DoneT | None
     """What `done.json` holds, if the stage is finished"""
     tracking: TrackingConfig
-    _tracker: Tracker | None = None
+    _progress: Progress | None = None
 
     @property
-    def tracker(self) -> Tracker:
-        """The open MLflow run."""
-        if self._tracker is None:
+    def progress(self) -> Progress:
+        """What is told MLflow."""
+        if self._progress is None:
             raise RuntimeError(f"stage {self.name} has not begun")
-        return self._tracker
+        return self._progress
 
     def begin(self, params: Mapping[str, Any]) -> None:
         """Open the MLflow run, the same one as before an interruption, and write `run.json`.
@@ -62,19 +64,24 @@ class Stage(Generic[DoneT]):
             params: the (nested) settings that MLflow shows.
 
         Raises:
-            UserError: if MLflow does not answer.
+            UserError: if MLflow does not answer at the beginning of a stage's first command; see `Progress.connect`.
         """
-        links = {name: source.run_id for name, source in self.inputs.items()}
-        self._tracker = Tracker.start(
-            self.tracking, self.root, name=self.name, inputs=links, run_id=self.record.mlflow_run_id
-        )
-        self.record = dataclasses.replace(self.record, mlflow_run_id=self._tracker.run_id)
+        progress = self._open_progress()
+        progress.connect()
+        self._progress = progress
+        self.record = dataclasses.replace(self.record, mlflow_run_id=progress.run_id)
         self.done = None
         self.save()
-        self._tracker.tags({"glo.directory": self.directory, "glo.version": library_versions()})
-        self._tracker.params(params)
+        progress.describe(
+            params=params,
+            tags={"glo.directory": self.directory, "glo.version": library_versions()},
+            inputs={name: source.run_id for name, source in self.inputs.items()},
+        )
         for name, source in self.inputs.items():
-            self._tracker.dataset(source.path, source.digest, name)
+            progress.dataset(source.path, source.digest, name)
+
+    def _open_progress(self) -> Progress:
+        return Progress(self.tracking, self.root, self.name, self.directory, self.record.mlflow_run_id)
 
     def save(self) -> None:
         """Write `run.json`."""
@@ -88,13 +95,31 @@ class Stage(Generic[DoneT]):
 
     def end_run(self, status: str) -> None:
         """End the MLflow run, if one is open: FINISHED, KILLED (stopped on request) or FAILED."""
-        if self._tracker is None:
+        if self._progress is None:
             return
-        tracker, self._tracker = self._tracker, None
-        try:
-            tracker.finish(status)
-        except UserError as error:  # The stage's results are on disk.
-            logging.getLogger(f"glo.{self.name}").warning("%s", error)
+        progress, self._progress = self._progress, None
+        if progress.finish(status):
+            self._keep_run_id(progress)
+            self._send_leftovers()
+
+    def send_rest(self) -> None:
+        """Send what MLflow missed of an earlier command, of this stage or of others of the run."""
+        if is_behind(self.directory):
+            progress = self._open_progress()
+            if not progress.try_to_send():
+                return
+            self._keep_run_id(progress)
+        self._send_leftovers()
+
+    def _send_leftovers(self) -> None:
+        run = self.directory if self.name == "train" else self.directory.parent.parent
+        send_leftovers(self.tracking, self.root, [path for path in logs_of_run(run) if path != self.directory])
+
+    def _keep_run_id(self, progress: Progress) -> None:
+        """Record a run that MLflow could be told of only later."""
+        if progress.run_id != self.record.mlflow_run_id:
+            self.record = dataclasses.replace(self.record, mlflow_run_id=progress.run_id)
+            self.save()
 
 
 @contextlib.contextmanager

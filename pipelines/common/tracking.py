@@ -4,10 +4,10 @@ MLflow is imported by the functions that call it, not above them: Ray's worker p
 and each would spend seconds on a library that it must not use.
 """
 
+import contextlib
 import functools
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,54 +82,35 @@ def _one_line_errors(method: Callable[P, R]) -> Callable[P, R]:
         try:
             return method(*args, **kwargs)
         except (MlflowException, OSError) as error:
-            raise UserError(f"MLflow: {_first_line(error)}; run the same command again once it answers") from None
+            raise UserError(f"MLflow: {_first_line(error)}") from None
 
     return call
 
 
 class Tracker:
-    """One MLflow run, open from `start` to `finish`."""
+    """One MLflow run, open from `start` or `reopen` to `finish`."""
 
     def __init__(self, client: Any, run_id: str) -> None:
         """Track the run `run_id` through `client`, an `mlflow.MlflowClient`."""
         self.client, self.run_id = client, run_id
 
     @classmethod
-    def start(
-        cls,
-        config: TrackingConfig,
-        root: Path | Location,
-        *,
-        name: str,
-        run_id: str | None = None,
-        inputs: Mapping[str, str | None] | None = None,
-    ) -> Self:
-        """Open the run `run_id` again, or a new one.
+    def start(cls, config: TrackingConfig, root: Path | Location, *, name: str, run_id: str | None = None) -> Self:
+        """Open the run `run_id` again, or a new one, with the machine's metrics; for the work of this process.
 
         Args:
             root: directory of the outputs, home of the default database.
             name: of the job.
             run_id: of the run to open again, if MLflow still has it.
-            inputs: MLflow ids of the runs whose outputs this one uses, by what each output is, such as `dataset`.
 
         Raises:
             UserError: if the server does not answer.
         """
         import mlflow
-        from mlflow.exceptions import MlflowException
 
         uri = tracking_uri(config, root)
-        # A server that is away is asked again for 14 s (2 + 4 + 8), not for MLflow's four minutes.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-        for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
-        local = Path(uri.removeprefix("sqlite:///")).absolute().parent if uri.startswith("sqlite:///") else None
-        if local is not None:
-            local.mkdir(parents=True, exist_ok=True)
-        mlflow.set_tracking_uri(uri)
-        try:
-            client = mlflow.MlflowClient()
-            experiment = _experiment(client, config.experiment, local)
+        with _reaching(uri):
+            client, experiment = _connect(uri, config.experiment)
             resumed = run_id if run_id and _exists(client, run_id) else None
             run = mlflow.start_run(
                 run_id=resumed,
@@ -137,19 +118,37 @@ class Tracker:
                 run_name=None if resumed else name,
                 log_system_metrics=True,
             )
-        except (MlflowException, OSError) as error:
-            raise UserError(
-                f"{uri}: MLflow does not answer there ({_first_line(error)}); start the server, or set "
-                "`tracking_uri` or MLFLOW_TRACKING_URI to another one"
-            ) from None
-        tracker = cls(client, run.info.run_id)
-        tracker._link(name, experiment, inputs or {})
-        return tracker
+        return cls(client, run.info.run_id)
 
-    def _link(self, name: str, experiment: str, inputs: Mapping[str, str | None]) -> None:
+    @classmethod
+    def reopen(cls, config: TrackingConfig, root: Path | Location, *, name: str, run_id: str | None) -> Self:
+        """The run `run_id`, or a new one if MLflow has none of that id; to send what it lacks of work done before.
+
+        Args and errors as of `start`.
+        """
+        uri = tracking_uri(config, root)
+        with _reaching(uri):
+            client, experiment = _connect(uri, config.experiment)
+            if run_id and _exists(client, run_id):
+                return cls(client, run_id)
+            return cls(client, client.create_run(experiment, run_name=name).info.run_id)
+
+    def answers(self) -> bool:
+        """Whether MLflow can be asked for this run."""
+        with _without_retries():
+            try:
+                self.client.get_run(self.run_id)
+            except Exception:  # Whatever its store raises.
+                return False
+        return True
+
+    @_one_line_errors
+    def link(self, inputs: Mapping[str, str | None]) -> None:
+        """Name the runs whose outputs this one uses, by what each output is, such as `dataset`."""
         links = {role: run_id for role, run_id in inputs.items() if run_id}
-        tags = {"glo.job": name, **{f"glo.input.{role}": run_id for role, run_id in links.items()}}
+        tags = {f"glo.input.{role}": run_id for role, run_id in links.items()}
         if links:  # MLflow shows this note, as Markdown, on the run's page.
+            experiment = self.client.get_run(self.run_id).info.experiment_id
             lines = [
                 f"- {role} from run [{run_id}](#/experiments/{experiment}/runs/{run_id})"
                 for role, run_id in links.items()
@@ -176,10 +175,6 @@ class Tracker:
         for batch in _batches(entries, 100):
             self.client.log_batch(self.run_id, params=batch)
 
-    def metrics(self, metrics: Mapping[str, float], images_seen: int = 0) -> None:
-        """Log metrics at `images_seen`."""
-        self.history([(int(time.time() * 1000), images_seen, dict(metrics))])
-
     @_one_line_errors
     def history(self, reports: Sequence[tuple[int, int, Mapping[str, float]]]) -> None:
         """Log many reports at once: (milliseconds since 1970, images seen, metrics)."""
@@ -202,21 +197,90 @@ class Tracker:
         self.client.log_artifact(self.run_id, str(path))
 
     @_one_line_errors
-    def dataset(self, path: Path | Location, digest: str, context: str) -> None:
+    def dataset(self, path: str, digest: str, context: str) -> None:
         """Name a dataset, or another result of a stage, that the run uses (`context` says as what)."""
-        import mlflow
         from mlflow.data.code_dataset_source import CodeDatasetSource
         from mlflow.data.meta_dataset import MetaDataset
+        from mlflow.entities import DatasetInput, InputTag
 
-        source = CodeDatasetSource({"path": str(path)})
-        mlflow.log_input(MetaDataset(source, name=path.name, digest=digest), context=context)
+        dataset = MetaDataset(CodeDatasetSource({"path": path}), name=Location(path).name, digest=digest)
+        entry = DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", context)])
+        self.client.log_inputs(self.run_id, [entry])
 
     @_one_line_errors
     def finish(self, status: str = "FINISHED") -> None:
         """End the run: FINISHED, KILLED (stopped on request) or FAILED."""
         import mlflow
 
-        mlflow.end_run(status)
+        active = mlflow.active_run()
+        if active is not None and active.info.run_id == self.run_id:
+            mlflow.end_run(status)
+        else:
+            self.client.set_terminated(self.run_id, status)
+
+    def leave(self) -> None:
+        """Stop working on the run, although MLflow could not be told how it ends; another run may start."""
+        import mlflow
+
+        active = mlflow.active_run()
+        if active is not None and active.info.run_id == self.run_id:
+            with _without_retries(), contextlib.suppress(Exception):  # Whatever its store raises.
+                mlflow.end_run("RUNNING")  # Forgets the run first, and fails where MLflow is away.
+
+
+@contextlib.contextmanager
+def _without_retries() -> Iterator[None]:
+    """Let MLflow ask its server once, instead of four times in 14 s."""
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    retries = os.environ.get(name, "3")
+    os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        os.environ[name] = retries
+
+
+_reached: set[str] = set()
+"""URIs at which MLflow has answered this process"""
+
+
+def was_reached(config: TrackingConfig, root: Path | Location) -> bool:
+    """Whether MLflow has answered this process where runs with outputs in `root` are tracked."""
+    return tracking_uri(config, root) in _reached
+
+
+@contextlib.contextmanager
+def _reaching(uri: str) -> Iterator[None]:
+    """Turn an error of the block, which connects to `uri`, into one line."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        raise UserError(
+            f"{redact(uri)}: MLflow does not answer there ({_first_line(error)}); start the server, or set "
+            "`tracking_uri` or MLFLOW_TRACKING_URI to another one"
+        ) from None
+    _reached.add(uri)
+
+
+def _connect(uri: str, experiment: str) -> tuple[Any, str]:
+    """An `mlflow.MlflowClient` of `uri`, and the id of the experiment, which is made if it is not there."""
+    import mlflow
+
+    # A server that is away is asked again for 14 s (2 + 4 + 8), not for MLflow's four minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    local = Path(uri.removeprefix("sqlite:///")).absolute().parent if uri.startswith("sqlite:///") else None
+    if local is not None:
+        local.mkdir(parents=True, exist_ok=True)
+    given = "MLFLOW_TRACKING_URI" in os.environ
+    mlflow.set_tracking_uri(uri)
+    if not given:  # MLflow has set it, as if the user had said where the next runs of this process go.
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    client = mlflow.MlflowClient()
+    return client, _experiment(client, experiment, local)
 
 
 def _experiment(client: Any, name: str, root: Path | None) -> str:

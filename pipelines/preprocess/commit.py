@@ -37,7 +37,7 @@ def commit(
     plan: Plan,
     snapshots: Sequence[Snapshot],
     committed: CommittedContents,
-    mlflow_run_id: str,
+    mlflow_run_id: str | None,
     *,
     on_change: OnChange,
 ) -> tuple[Snapshot, str]:

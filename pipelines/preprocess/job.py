@@ -23,7 +23,6 @@ from glo_core.dataset_format.records import record_path
 from glo_core.dataset_format.snapshots import Snapshot, read_snapshots
 from pipelines.common.ray_data import import_ray_data
 from pipelines.common.ray_session import ray_session
-from pipelines.common.tracking import Tracker
 from pipelines.common.versions import library_versions
 from pipelines.preprocess.commit import commit
 from pipelines.preprocess.config import PreprocessJob
@@ -47,6 +46,7 @@ from pipelines.preprocess.plan import (
     pending_plan,
     plan_path,
 )
+from pipelines.preprocess.progress import plan_progress, send_rest
 from pipelines.preprocess.removal import remove_images
 from pipelines.preprocess.report import PreprocessReport, log_pictures
 from pipelines.preprocess.sources import find_sources
@@ -101,9 +101,11 @@ def preprocess(job: PreprocessJob) -> dict[str, Any]:
                 require_lease=require_lease,
             )
             if new_plan is None:
+                send_rest(job, dataset, but=None)
                 _print_nothing_new(dataset, inputs, stats)
                 return {}
             plan = new_plan
+        send_rest(job, dataset, but=plan.number)
         report, complaint = _run_plan(job, dataset, config, plan, snapshots, started, require_lease)
     print(report.text(dataset), flush=True)
     if complaint:
@@ -125,24 +127,21 @@ def _run_plan(
     require_lease: Callable[[], None],
 ) -> tuple[PreprocessReport, str]:
     """Decode what is left of a plan and commit it, in one MLflow run. Returns a complaint as `commit` does."""
-    tracker = Tracker.start(job, dataset.parent, name="preprocess")
-    try:
+    with plan_progress(job, dataset, plan.number) as progress:
         record = plan.record
-        tracker.params({"config": dataclasses.asdict(config), "inputs": record.inputs, "on_change": job.on_change})
-        tracker.tags({"glo.directory": dataset, "glo.version": library_versions()})
+        progress.describe(
+            params={"config": dataclasses.asdict(config), "inputs": record.inputs, "on_change": job.on_change},
+            tags={"glo.directory": dataset, "glo.version": library_versions()},
+        )
         committed = CommittedContents.read(dataset, snapshots)
         with ray_session():
             size = _decode_blocks(dataset, plan, committed.contents)
         require_lease()
-        snapshot, complaint = commit(dataset, plan, snapshots, committed, tracker.run_id, on_change=job.on_change)
+        snapshot, complaint = commit(dataset, plan, snapshots, committed, progress.run_id, on_change=job.on_change)
         report = PreprocessReport(snapshot, record.stats, time.perf_counter() - started, size)
-        tracker.metrics(report.metrics())
-        tracker.dataset(dataset, snapshot.digest, "output")
-        log_pictures(tracker, dataset, snapshot, config)
-        tracker.finish()
-    except BaseException:
-        tracker.finish("FAILED")
-        raise
+        progress.metrics(report.metrics())
+        progress.dataset(dataset, snapshot.digest, "output")
+        log_pictures(progress, dataset, snapshot, config)
     return report, complaint
 
 

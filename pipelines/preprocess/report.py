@@ -1,8 +1,6 @@
 """What a preprocessing run tells: a closing summary, a contact sheet of new images, the names of rejected files."""
 
 import dataclasses
-import tempfile
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +13,7 @@ from glo_core.dataset_format.config import ResolvedDatasetConfig
 from glo_core.dataset_format.manifest import read_parts
 from glo_core.dataset_format.snapshots import Snapshot, snapshot_path
 from glo_core.sampling.image_grid import grid, in_rows
-from pipelines.common.tracking import Tracker
+from pipelines.common.progress import Progress
 from pipelines.preprocess.diff_stats import DiffStats, display_name
 
 SHEET_COLUMNS, SHEET_ROWS = 12, 6
@@ -74,23 +72,23 @@ class PreprocessReport(NamedTuple):
         return "\n".join(f"preprocess: {line}" for line in lines)
 
 
-def log_pictures(tracker: Tracker, dataset: Location, snapshot: Snapshot, config: ResolvedDatasetConfig) -> None:
+def log_pictures(progress: Progress, dataset: Location, snapshot: Snapshot, config: ResolvedDatasetConfig) -> None:
     """Show in MLflow a sample of a snapshot's images, and list the files that it rejected."""
-    with tempfile.TemporaryDirectory(prefix="glo-") as scratch:
-        images = sample_images(dataset, snapshot, config, SHEET_COLUMNS * SHEET_ROWS)
-        if len(images):
-            sheet = Path(scratch) / "new_images.png"
-            grid(in_rows(images, SHEET_COLUMNS)).save(sheet, compress_level=1)
-            tracker.image(sheet, images_seen=snapshot.number)
-        rejected = _rejected(dataset, snapshot.number)
-        if rejected:
-            listing = Path(scratch) / "rejected.txt"
-            listing.write_text("\n".join(rejected) + "\n", errors="backslashreplace")
-            tracker.artifact(listing)
-        record = snapshot_path(dataset, snapshot.number)
-        copy = Path(scratch) / record.name
-        copy.write_bytes(record.read_bytes())
-        tracker.artifact(copy)
+    folder = progress.log.directory
+    images = sample_images(dataset, snapshot, config, SHEET_COLUMNS * SHEET_ROWS)
+    if len(images):
+        sheet = folder / "new_images.png"
+        grid(in_rows(images, SHEET_COLUMNS)).save(sheet, compress_level=1)
+        progress.picture(sheet, images_seen=snapshot.number)
+    rejected = _rejected(dataset, snapshot.number)
+    if rejected:
+        listing = folder / "rejected.txt"
+        listing.write_text("\n".join(rejected) + "\n", errors="backslashreplace")
+        progress.artifact(listing)
+    record = snapshot_path(dataset, snapshot.number)
+    copy = folder / record.name
+    copy.write_bytes(record.read_bytes())
+    progress.artifact(copy)
 
 
 def sample_images(dataset: Location, snapshot: Snapshot, config: ResolvedDatasetConfig, count: int) -> UInt8Array:

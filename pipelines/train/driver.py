@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from glo_core.common.errors import UserError
 from glo_core.common.files import write_bytes
+from pipelines.common.progress_lines import Line
+from pipelines.common.progress_log import ProgressLog, keep_sending
 from pipelines.common.stage import Stage
 from pipelines.common.stop_signals import on_stop_signal
-from pipelines.train.progress_log import Line, ProgressLog, keep_sending
 from pipelines.train.ray_runtime import Picture, Report
 
 log = logging.getLogger("glo.train")
@@ -50,7 +51,7 @@ def drain_reports(mailbox: Any, stage: Stage[Any], target: int) -> Iterator[None
         target: images seen at the end of the progress bar.
     """
     block_ended, drained = threading.Event(), threading.Event()
-    progress_log = ProgressLog(stage.directory)
+    progress_log = stage.progress.log
 
     def drain() -> None:
         try:
@@ -63,7 +64,7 @@ def drain_reports(mailbox: Any, stage: Stage[Any], target: int) -> Iterator[None
             drained.set()
 
     def send() -> None:
-        failure = keep_sending(progress_log, stage.tracker, drained)
+        failure = keep_sending(stage.progress.send, drained)
         if failure:
             log.warning("%s; progress.jsonl has what it missed", failure)
 
@@ -87,7 +88,7 @@ def _drain_once(mailbox: Any, progress_log: ProgressLog, bar: Any) -> None:
     )
     for picture in ray.get(mailbox.take_pictures.remote()):
         with contextlib.suppress(UserError, OSError):  # A full disk costs the picture, not the reports.
-            progress_log.add([_write_picture(picture, progress_log.run)])
+            progress_log.add([_write_picture(picture, progress_log.directory)])
     for report in reports:
         if "loss" in report.metrics:
             loss, psnr = report.metrics["loss"], report.metrics["train_psnr"]

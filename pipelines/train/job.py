@@ -7,7 +7,7 @@ import torch
 
 from glo_core.checkpoint.layout import DECODER_PARTS, MARK
 from glo_core.checkpoint.reader import Checkpoint
-from glo_core.common.errors import ConfigError, DatasetError, UserError
+from glo_core.common.errors import ConfigError, DatasetError
 from glo_core.common.files import write_bytes
 from glo_core.common.records import read_record
 from glo_core.data.dataset import Dataset
@@ -28,7 +28,6 @@ from pipelines.common.stage import Input, Stage, identity_of, open_stage, run_id
 from pipelines.common.stop_signals import STOPPED_STATUS
 from pipelines.train.config import TrainJob
 from pipelines.train.phases import next_phase, resolve_recipe
-from pipelines.train.progress_log import ProgressLog
 
 log = logging.getLogger("glo.train")
 
@@ -67,7 +66,7 @@ def run_training(job: TrainJob) -> TrainDone:
             done = stage.done
             more = ", also on images added since" if dataset.digest != done.snapshot else ""
             log.info("%s is up to date; more images to see than %d train on%s", job.run, done.images_seen, more)
-            _send_rest(stage, done)
+            stage.send_rest()
     print(
         f"train: done, {job.run} has seen {done.images_seen} images. PSNR {done.psnr:.2f} dB; "
         f"PCA of the same dimension, on the same images: {done.pca_psnr:.2f} dB",
@@ -105,19 +104,6 @@ def _train_phase(
     )
     stage.finish(done)
     return done
-
-
-def _send_rest(stage: Stage[TrainDone], done: TrainDone) -> None:
-    """Send what MLflow missed of a finished run."""
-    progress_log = ProgressLog(stage.directory)
-    if not progress_log.behind:
-        return
-    try:
-        stage.begin(stage.record.identity)
-        progress_log.send(stage.tracker)
-    except UserError as error:
-        log.warning("%s; progress.jsonl has what it missed", error)
-    stage.finish(done)
 
 
 def _warm_start(job: TrainJob) -> Checkpoint | None:

@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -57,3 +58,29 @@ class Head:
             except psutil.NoSuchProcess:
                 continue
         return matches
+
+
+class MlflowServer:
+    """A server with its database and its artifacts in the directory `place`, which can be ended and started again."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, self.port = place, free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        command = ["server", "--backend-store-uri", f"sqlite:///{self.place}/mlflow.db", "--artifacts-destination",
+                   str(self.place / "artifacts"), "--host", "127.0.0.1", "--port", str(self.port),
+                   "--workers", "1"]  # fmt: skip
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        with (self.place / "log").open("ab") as log:
+            words = [sys.executable, "-m", "mlflow", *command]
+            self.process = subprocess.Popen(words, stdout=log, stderr=log, env=environment)
+        try:
+            wait_for(f"{self.uri}/health", self.process, self.place / "log")
+        except BaseException:
+            self.end()
+            raise
+
+    def end(self) -> None:
+        end(self.process)
