@@ -15,6 +15,7 @@ from glo_core.dataset_format.rejection import RejectedImageError
 from pipelines.preprocess.containers import CONTAINER_ENDINGS, Members, list_members, read_members
 from pipelines.preprocess.diff_stats import NAMES_SHOWN, DiffStats, display_name
 from pipelines.preprocess.file_index import FileIndex, FileStats, content_hashes, hash_files
+from pipelines.preprocess.outputs import require_no_output
 from pipelines.preprocess.sources import Source, place_of
 from pipelines.preprocess.walk import Files, list_files, no_file
 
@@ -78,6 +79,7 @@ class Diff:
             count += len(files.paths)
             if source.kind == "list":  # Only a list can name a file twice.
                 files = _unlisted(files, listed)
+                require_no_output(self.dataset, source, files.paths)
             if not files.paths:
                 continue
             keys = file_keys(self.seed, source.name, files.paths)

@@ -38,6 +38,7 @@ from pipelines.preprocess.create import (
 from pipelines.preprocess.decode_task import decode_block
 from pipelines.preprocess.diff_stats import DiffStats
 from pipelines.preprocess.file_index import ids_to_retry
+from pipelines.preprocess.outputs import refuse_nesting
 from pipelines.preprocess.plan import (
     Plan,
     discard_plan,
@@ -70,6 +71,7 @@ def preprocess(job: PreprocessJob) -> dict[str, Any]:
     requested = DatasetConfig(**{f.name: getattr(job, f.name) for f in dataclasses.fields(DatasetConfig)})
     dataset, inputs = Location(job.dataset).absolute(), [Location(place).absolute() for place in job.input]
     sources = find_sources(inputs, {}, job.list_stores)  # Before the dataset is made: a mistake leaves no trace.
+    refuse_nesting(dataset, sources)
     config = resolve_config(requested, dataset, sources)
     check_config(dataset, config)
     started = time.perf_counter()

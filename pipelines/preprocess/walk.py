@@ -14,6 +14,7 @@ import pyarrow.fs as pafs
 from glo_core.common.errors import ConfigError
 from glo_core.common.location import Location
 from pipelines.preprocess.list_lines import lines_of_list
+from pipelines.preprocess.outputs import is_output, is_remote_output
 from pipelines.preprocess.sources import Source, locate
 
 CHUNK = 8192
@@ -69,7 +70,7 @@ def list_files(source: Source) -> Iterator[Files]:
 
 
 def _walk(base: bytes) -> Iterator[Files]:
-    """Every file below a local folder. Links are followed; a folder is entered once."""
+    """Every file below a local folder. Links are followed; a folder is entered once, and one of outputs never."""
     unread = Files([], [], [])
     entries = _entries(base, unread)
     with _Chunks() as chunks:
@@ -90,6 +91,8 @@ def _entries(base: bytes, unread: Files) -> Iterator["os.DirEntry[bytes]"]:
             if (status.st_dev, status.st_ino) in entered:  # A link to a folder above it would never end.
                 continue
             entered.add((status.st_dev, status.st_ino))
+            if folder != base and is_output(folder):
+                continue
             listing = os.scandir(folder)
         except OSError:
             if folder == base:
@@ -134,10 +137,10 @@ def _walk_remote(base: Location) -> Iterator[Files]:
     """Every object below a remote folder, many folders at once."""
     fs, root = base.file_system()
     with ThreadPoolExecutor(WAITING) as pool:
-        pending = [pool.submit(_list_remote, fs, root)]
+        pending = [pool.submit(_list_remote, fs, root, root)]
         while pending:
             files, folders = pending.pop(0).result()
-            pending += [pool.submit(_list_remote, fs, folder) for folder in folders]
+            pending += [pool.submit(_list_remote, fs, root, folder) for folder in folders]
             for first in range(0, len(files), CHUNK):
                 infos = files[first : first + CHUNK]
                 yield Files(
@@ -147,10 +150,12 @@ def _walk_remote(base: Location) -> Iterator[Files]:
                 )
 
 
-def _list_remote(fs: Any, folder: str) -> tuple[list[Any], list[str]]:
+def _list_remote(fs: Any, root: str, folder: str) -> tuple[list[Any], list[str]]:
     """The `pyarrow.fs.FileInfo` of each object in one folder, and the paths of the folders in it."""
     infos = [info for info in fs.get_file_info(pafs.FileSelector(folder)) if not info.base_name.startswith(".")]
     files = [info for info in infos if info.type == pafs.FileType.File]
+    if folder != root and is_remote_output(fs, folder, [info.base_name for info in files]):
+        return [], []
     return files, [info.path for info in infos if info.type == pafs.FileType.Directory]
 
 

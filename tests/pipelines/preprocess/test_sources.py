@@ -5,15 +5,11 @@ import os
 import subprocess
 import sys
 import tarfile
-import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -25,7 +21,7 @@ from pipelines.config import InspectJob
 from pipelines.inspect_dataset import inspect_dataset
 from pipelines.preprocess.writer_lock import exclusive_writer
 from tests.helpers.preprocess_small import preprocess_small
-from tests.helpers.processes import end, free_port
+from tests.helpers.processes import free_port
 from tests.helpers.write_images import write_images
 
 
@@ -152,28 +148,6 @@ def test_names_and_lists_that_a_uri_could_misread(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- S3
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A bucket on a real S3 server on loopback. The workers of a Ray head need the variables too: hence the query."""
-    port, place = free_port(), tmp_path_factory.mktemp("s3")
-    with (place / "log").open("wb") as log:
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        for _ in range(100):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/").close()
-                break
-            except OSError:
-                time.sleep(0.2)
-        query = f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1&allow_bucket_creation=true"
-        fs, _ = pafs.FileSystem.from_uri(f"s3://bucket/?{query}")
-        fs.create_dir("bucket")
-        yield f"s3://bucket/FOLDER?{query}"
-    finally:
-        end(process)
 
 
 def upload(bucket: str, folder: str, files: dict[str, bytes]) -> None:
