@@ -12,6 +12,9 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+if not os.environ.get("RAY_ADDRESS"):
+    # A Ray of one machine then listens on the loopback interface alone, as on Windows and macOS.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 if not os.environ.get("RAY_ADDRESS") and "RAY_AUTH_MODE" not in os.environ:
-    # Ray listens on every interface of this machine: a secret that lives as long as the process keeps others out.
+    # Other users of this machine reach it: a secret that lives as long as the process keeps them out.
     os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)

@@ -93,3 +93,26 @@ def test_a_login_reaches_the_server_from_the_flag_and_from_the_variable(refusing
 def test_no_error_repeats_a_password(uri: str, tmp_path: Path) -> None:
     status, output = preprocess(tmp_path, uri)
     assert (status, "hunter" in output) == (1, False), output
+
+
+LISTENING = """
+import psutil
+from pipelines.common.ray_session import ray_session
+import ray
+
+with ray_session():
+    ray.get(ray.remote(lambda: None).remote())
+    tree = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    sockets = [socket for process in tree for socket in process.net_connections("inet") if socket.status == "LISTEN"]
+    print(len(sockets), {socket.laddr.ip for socket in sockets} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"})
+"""
+
+
+def test_a_ray_of_this_machine_listens_on_the_loopback_interface_alone() -> None:
+    names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENING], capture_output=True, text=True, env=environment, timeout=120, cwd=ROOT
+    )
+    count, loopback = done.stdout.split()[-2:]
+    assert (int(count) > 4, loopback) == (True, "True"), done.stdout + done.stderr
