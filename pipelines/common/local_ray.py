@@ -3,9 +3,14 @@
 import contextlib
 import logging
 import os
+import stat
+import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
+_LONGEST = 38
+"""Bytes of a directory below which the paths of Ray's sockets have at most the 107 bytes that Linux allows"""
 _starting = threading.Event()
 
 
@@ -25,10 +30,29 @@ def start_local_ray() -> None:
     """
     import ray
 
+    directory = str(_private_directory() / "ray")
     with _sessions_of_their_own():
         # Errors alone: without a dashboard, Ray Train warns every second. What workers print is in Ray's session
         # directory.
-        ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            _temp_dir=directory,
+        )
+
+
+def _private_directory() -> Path:
+    """A directory that other users of this machine cannot enter: Ray lets everybody into its own, sockets and logs."""
+    temporary = tempfile.gettempdir()
+    path = Path(temporary if len(os.fsencode(temporary)) + 20 <= _LONGEST else "/tmp") / f"glo-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    status = path.lstat()
+    if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not stat.S_IMODE(status.st_mode) & 0o077:
+        return path
+    return Path(tempfile.mkdtemp(prefix="glo-", dir=path.parent))  # Somebody else made it.
 
 
 @contextlib.contextmanager

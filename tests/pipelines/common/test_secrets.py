@@ -97,6 +97,7 @@ def test_no_error_repeats_a_password(uri: str, tmp_path: Path) -> None:
 
 LISTENING = """
 import psutil
+from pathlib import Path
 from pipelines.common.ray_session import ray_session
 import ray
 
@@ -104,15 +105,17 @@ with ray_session():
     ray.get(ray.remote(lambda: None).remote())
     tree = [psutil.Process(), *psutil.Process().children(recursive=True)]
     sockets = [socket for process in tree for socket in process.net_connections("inet") if socket.status == "LISTEN"]
+    parents = Path(ray._private.worker.global_worker.node.get_session_dir_path()).parents
+    print(oct(min(path.stat().st_mode & 0o777 for path in parents if path.name != "")))
     print(len(sockets), {socket.laddr.ip for socket in sockets} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"})
 """
 
 
-def test_a_ray_of_this_machine_listens_on_the_loopback_interface_alone() -> None:
+def test_a_ray_of_this_machine_is_closed_to_the_network_and_its_directory_to_other_users() -> None:
     names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
     environment = {name: value for name, value in os.environ.items() if name not in names}
     done = subprocess.run(
         [sys.executable, "-c", LISTENING], capture_output=True, text=True, env=environment, timeout=120, cwd=ROOT
     )
-    count, loopback = done.stdout.split()[-2:]
-    assert (int(count) > 4, loopback) == (True, "True"), done.stdout + done.stderr
+    mode, count, loopback = done.stdout.split()[-3:]
+    assert (mode, int(count) > 4, loopback) == ("0o700", True, "True"), done.stdout + done.stderr
