@@ -10,8 +10,9 @@ import torch
 
 from glo_core.codes.config import ResolvedCodeConfig
 from glo_core.codes.projection import to_sphere
-from glo_core.common.arrays import Int, Int64Array, row_chunks
+from glo_core.common.arrays import Int, Int64Array
 from glo_core.common.counter_rng import key64, normal
+from glo_core.common.in_step import InStep, in_chunks
 from glo_core.common.runtime import Runtime
 from glo_core.common.shapes import Float, Tensor, UInt8
 from glo_core.common.tensor_files import read_tensors, tensor_bytes
@@ -74,14 +75,18 @@ class PcaInit:
         Args:
             images: of this rank.
             dim: number of components, the codes' dimension.
+
+        Raises:
+            StopRequestedError: on every rank, if somebody asked to stop.
         """
+        work = InStep(runtime, "init", passes=2)
         side = min(images.resolution, PCA_SIDE)
         pixels = side**2 * images.channels
         device = runtime.device
         count = torch.tensor(float(len(images.ids)), dtype=torch.float64, device=device)
         total = torch.zeros(pixels, dtype=torch.float64, device=device)
         products = torch.zeros(pixels, pixels, dtype=torch.float64, device=device)
-        for chunk in _chunks(images):
+        for chunk in _chunks(images, work):
             chunk = chunk.to(device)
             total += chunk.sum(0)
             products.addmm_(chunk.T, chunk)
@@ -92,17 +97,17 @@ class PcaInit:
         for tensor in (components, scale):
             runtime.broadcast(tensor)  # Ranks on other hardware may round the eigenvectors otherwise.
         init = cls(mean.cpu(), components.cpu(), scale.cpu(), torch.ones(()).double())
-        init.radius = init._norm_quantile(images, 0.99, runtime)
+        init.radius = init._norm_quantile(images, 0.99, runtime, work)
         return init
 
     def scores(self, pixels: Float[Tensor, "n pixels"]) -> Float[Tensor, "n dim"]:
         """Scores of reduced images `[n, pixels]` over `scale`, float64 `[n, dim]`; their mean squared norm is 1."""
         return (pixels.to(self.mean) - self.mean) @ self.components / self.scale
 
-    def _norm_quantile(self, images: ImageSource, quantile: float, runtime: Runtime) -> Float[Tensor, ""]:
+    def _norm_quantile(self, images: ImageSource, quantile: float, runtime: Runtime, work: InStep) -> Float[Tensor, ""]:
         # A histogram merges over ranks exactly; norms are about 1, so bins of 2^-12 up to 16 hold them.
         bins = torch.zeros(16 << 12, dtype=torch.float64, device=runtime.device)
-        for chunk in _chunks(images):
+        for chunk in _chunks(images, work):
             indices = (self.scores(chunk).norm(dim=1) * 4096).long().clamp_max(len(bins) - 1)
             bins += torch.bincount(indices, minlength=len(bins)).to(bins)
         cumulative = runtime.all_reduce_sum(bins).cumsum(0)
@@ -156,7 +161,7 @@ def _principal(
     return components, variances.sum().sqrt().clamp_min(1e-12)
 
 
-def _chunks(images: ImageSource) -> Iterator[Float[Tensor, "n pixels"]]:
-    """Reduced pixels of all images, float64 `[<= CHUNK, pixels]`."""
-    for rows in row_chunks(len(images.ids), CHUNK):
+def _chunks(images: ImageSource, work: InStep) -> Iterator[Float[Tensor, "n pixels"]]:
+    """Reduced pixels of all images, float64 `[<= CHUNK, pixels]`, in one pass of `work`."""
+    for rows in in_chunks(len(images.ids), CHUNK, work):
         yield reduced_pixels(images.take(rows))

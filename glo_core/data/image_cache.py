@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from glo_core.common.arrays import Int, Int64Array, row_chunks
+from glo_core.common.arrays import Int, Int64Array
 from glo_core.common.shapes import Tensor, UInt8
 from glo_core.data.config import Cache
 from glo_core.data.image_source import ImageSource
@@ -17,21 +18,35 @@ _CHUNK = 4096
 
 
 class ResidentImages:
-    """Images of one rank as one tensor, on the device or in (pinned) host memory; see `ImageSource`."""
+    """Images of one rank as one tensor, on the device or in (pinned) host memory; see `ImageSource`.
+
+    An image is copied there when it is first taken: a training that resumes reads none before its first step.
+    """
 
     def __init__(self, images: ImageSource, device: torch.device, *, pinned: bool = False) -> None:
-        """Copy all of `images` to `device`; `pinned` host memory can be copied to a GPU without waiting."""
+        """Make room for all of `images` on `device`; `pinned` host memory can be copied to a GPU without waiting."""
         self.ids, self.shards, self.code_shards = images.ids, images.shards, images.code_shards
         self.resolution, self.channels, self.snapshot = images.resolution, images.channels, images.snapshot
         self._source = images
         shape = (len(images.ids), images.resolution, images.resolution, images.channels)
         self._images = torch.empty(shape, dtype=torch.uint8, device=device, pin_memory=pinned)
-        for rows in row_chunks(len(images.ids), _CHUNK):
-            self._images[int(rows[0]) : int(rows[-1]) + 1] = images.take(rows)
+        self._copied = np.zeros(len(images.ids), np.bool_)
+        self.complete = not len(images.ids)
+        """Whether every image was copied"""
 
     def take(self, rows: Int[Int64Array, " b"]) -> UInt8[Tensor, "b height width channels"]:
         """The images at `rows` (int64 `[b]`), uint8 `[b, H, W, C]`, on the device that holds them."""
+        if not self.complete and not self._copied[rows].all():
+            self._copy(np.unique(rows[~self._copied[rows]]))
         return self._images[torch.from_numpy(rows).to(self._images.device, non_blocking=True)]
+
+    def _copy(self, rows: Int[Int64Array, " n"]) -> None:
+        device = self._images.device
+        for start in range(0, len(rows), _CHUNK):
+            part = rows[start : start + _CHUNK]
+            self._images[torch.from_numpy(part).to(device)] = self._source.take(part).to(device)
+        self._copied[rows] = True
+        self.complete = bool(self._copied.all())
 
     def select(self, shards: Sequence[int]) -> ImageSource:
         """The same images of `shards` alone, in that order."""

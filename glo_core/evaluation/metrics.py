@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from glo_core.codes.table import Table
-from glo_core.common.arrays import row_chunks
+from glo_core.common.in_step import InStep, in_chunks
 from glo_core.common.runtime import Metrics, Runtime
 from glo_core.common.shapes import Float, Tensor, UInt8
 from glo_core.data.image_source import ImageSource
@@ -83,11 +83,23 @@ def reconstruction_quality(
 
 
 def training_psnr(
-    decoder: torch.nn.Module, table: Table, pca: PcaBaseline, images: ImageSource, runtime: Runtime
+    decoder: torch.nn.Module,
+    table: Table,
+    pca: PcaBaseline,
+    images: ImageSource,
+    runtime: Runtime,
+    *,
+    images_seen: int = 0,
 ) -> Metrics:
-    """`psnr` of `decoder`, in eval mode, at its learned codes and `pca_psnr`, in dB over the images of all ranks."""
+    """`psnr` of `decoder`, in eval mode, at its learned codes and `pca_psnr`, in dB over the images of all ranks.
+
+    Every rank calls this; `images_seen` is where training stands, for reports.
+
+    Raises:
+        StopRequestedError: on every rank, if somebody asked to stop.
+    """
     sums = torch.zeros(3, dtype=torch.float64)
-    for rows in row_chunks(len(images.ids), _CHUNK):
+    for rows in in_chunks(len(images.ids), _CHUNK, InStep(runtime, "psnr", images_seen)):
         codes, pixels = table.codes(slice(int(rows[0]), int(rows[-1]) + 1)), images.take(rows).to(runtime.device)
         decoded, linear = reconstruction_quality(decoder, codes, pixels, pca, with_ssim=False)
         sums += torch.tensor([decoded.squared, linear.squared, decoded.images], dtype=torch.float64)

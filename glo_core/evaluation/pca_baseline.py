@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from glo_core.common.arrays import row_chunks
 from glo_core.common.files import write_bytes
+from glo_core.common.in_step import InStep, in_chunks
 from glo_core.common.runtime import Runtime
 from glo_core.common.shapes import Float, Tensor, UInt8
 from glo_core.common.tensor_files import read_tensors, tensor_bytes
@@ -29,17 +29,23 @@ class PcaBaseline:
         self.mean, self.components = mean, components
 
     @classmethod
-    def fit(cls, images: ImageSource, components: int, runtime: Runtime, *, passes: int = 12) -> "PcaBaseline":
+    def fit(
+        cls, images: ImageSource, components: int, runtime: Runtime, *, passes: int = 12, images_seen: int = 0
+    ) -> "PcaBaseline":
         """The leading `components` of the images of all ranks.
 
         By subspace iteration with as much oversampling as components (Halko et al., SIAM Review 2011, algorithm 4.4):
         no matrix of pixels by pixels or images by images is formed. Ends early once the captured variance stands
-        still to 1e-6.
+        still to 1e-6. Every rank calls this; `images_seen` is where training stands, for reports.
+
+        Raises:
+            StopRequestedError: on every rank, if somebody asked to stop.
         """
+        work = InStep(runtime, "pca", images_seen, passes=passes + 1)
         pixels = images.resolution**2 * images.channels
         device = runtime.device
         total = torch.zeros(pixels + 1, dtype=torch.float64, device=device)
-        for chunk in _unit_chunks(images, device):
+        for chunk in _unit_chunks(images, device, work):
             total += torch.cat([chunk.sum(0, dtype=torch.float64), total.new_tensor([len(chunk)])])
         runtime.all_reduce_sum(total)
         mean = (total[:-1] / total[-1].clamp_min(1)).float()
@@ -50,7 +56,7 @@ class PcaBaseline:
         for _ in range(passes):
             product = torch.zeros_like(basis)
             narrow = basis.float()
-            for chunk in _unit_chunks(images, device):
+            for chunk in _unit_chunks(images, device, work):
                 centred = chunk - mean
                 product += (centred.T @ (centred @ narrow)).double()
             runtime.all_reduce_sum(product)
@@ -79,6 +85,10 @@ class PcaBaseline:
         """
         return cls(**read_tensors(path, ("mean", "components")))
 
+    def to(self, device: torch.device) -> "PcaBaseline":
+        """The same on `device`."""
+        return PcaBaseline(self.mean.to(device), self.components.to(device))
+
     def reconstruct(self, images: UInt8[Tensor, "n height width channels"]) -> Float[Tensor, "n channels height width"]:
         """`images` uint8 `[n, H, W, C]` projected on the components and back, clamped to [0, 1], `[n, C, H, W]`."""
         centred = unit_bytes(images).flatten(1) - self.mean
@@ -86,7 +96,7 @@ class PcaBaseline:
         return back.clamp(0, 1).reshape(images.shape).permute(0, 3, 1, 2)
 
 
-def _unit_chunks(images: ImageSource, device: torch.device) -> Iterator[torch.Tensor]:
-    """All images in [0, 1], float32 `[<= _CHUNK, pixels]`."""
-    for rows in row_chunks(len(images.ids), _CHUNK):
+def _unit_chunks(images: ImageSource, device: torch.device, work: InStep) -> Iterator[torch.Tensor]:
+    """All images in [0, 1], float32 `[<= _CHUNK, pixels]`, in one pass of `work`."""
+    for rows in in_chunks(len(images.ids), _CHUNK, work):
         yield unit_bytes(images.take(rows).to(device)).flatten(1)

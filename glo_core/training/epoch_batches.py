@@ -102,7 +102,7 @@ class EpochBatches:
     def batches(self, orders: Sequence[LaneOrder], first: int) -> Iterator[Batch]:
         """The batches of the steps from `first` to the epoch's end; a thread reads mapped images one step ahead."""
         steps = self.steps_from(orders, first)
-        if isinstance(self.images, ResidentImages):
+        if isinstance(self.images, ResidentImages) and self.images.complete:
             yield from (Batch(self.images.take(rows), rows, valid) for rows, valid in steps)
             return
         with ThreadPoolExecutor(1, thread_name_prefix="images") as pool:

@@ -1,67 +1,105 @@
-"""Initial values of the codes of one rank."""
+"""The code table of one rank before training: its memory, and initial values of the rows that have no other."""
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from glo_core.codes.pca_init import CHUNK, PcaInit, random_codes
 from glo_core.codes.table import CodeTable, Table, raw_name
 from glo_core.codes.windowed_table import WindowedTable
-from glo_core.common.arrays import row_chunks
+from glo_core.common.arrays import Int, Int64Array
 from glo_core.common.errors import ConfigError
 from glo_core.common.files import write_bytes
+from glo_core.common.in_step import InStep
 from glo_core.common.runtime import Runtime
+from glo_core.common.shapes import Float, Tensor
 from glo_core.data.image_source import ImageSource
 from glo_core.training.config import ResolvedTrainConfig
 from glo_core.training.epoch_batches import EpochBatches
 from glo_core.training.learner import DTYPES
 
 
-def init_table(epochs: EpochBatches, runtime: Runtime, run: Path | None, scratch: Path | None) -> Table:
-    """The code table of this rank with its initial codes. Every rank calls this.
+def empty_table(epochs: EpochBatches, runtime: Runtime, scratch: Path | None) -> Table:
+    """The code table of this rank, every value zero.
 
     Args:
         epochs: the images and lanes of this rank.
         runtime: this rank and its connection to the others.
-        run: directory of the run, which keeps the principal components as `pca_init.safetensors`; None keeps nothing.
         scratch: directory on a local disk for a `WindowedTable`.
 
     Raises:
         ConfigError: if a window has fewer rows than a lane has in a step, or `scratch` does not take the files.
-        CheckpointError: if the run's `pca_init.safetensors` is not whole.
     """
     config, images = epochs.config, epochs.images
     code, dtype = config.code, DTYPES[config.precision]
-    table: Table
     if config.window is not None and config.window < epochs.rows_per_step:
         raise ConfigError(
             f"`window` (={config.window}) must be at least {epochs.rows_per_step}, the rows of a lane in a step of "
             f"`batch_size` (={config.batch_size}), or all"
         )
     if config.window is not None and epochs.sizes.max() > config.window:
-        table = WindowedTable(
+        return WindowedTable(
             code, images.ids, epochs.first, config.window, device=runtime.device, dtype=dtype, scratch=scratch
         )
-    else:
-        raw = torch.empty(len(images.ids), code.dim, device=runtime.device, dtype=dtype)
-        table = CodeTable(code, images.ids, raw)
-    pca_init = _pca_init(config, images, runtime, run) if code.init == "pca" else None
-    for rows in row_chunks(len(images.ids), CHUNK):
-        if pca_init is None:
-            values = random_codes(code, images.ids[rows], config.seed)
-        else:
-            values = pca_init.codes(code, images, rows, config.seed)
-        table.write(int(rows[0]), {raw_name(code): values})
-    return table
+    return CodeTable(code, images.ids, torch.zeros(len(images.ids), code.dim, device=runtime.device, dtype=dtype))
 
 
-def _pca_init(config: ResolvedTrainConfig, images: ImageSource, runtime: Runtime, run: Path | None) -> PcaInit:
-    """The principal components that the run keeps; those of the images, if it keeps none yet."""
-    path = run / "pca_init.safetensors" if run is not None else None
-    # All ranks must take the same branch: rank 0 decides.
-    if path is not None and runtime.all_gather(path.exists())[0]:
-        return PcaInit.load(path)
-    pca_init = PcaInit.fit(images, config.code.dim, runtime)
-    if path is not None and runtime.rank == 0:
-        write_bytes(path, pca_init.to_bytes())
-    return pca_init
+class InitialCodes:
+    """Initial codes of the images of one rank; images are read for the rows that are asked for alone."""
+
+    def __init__(self, config: ResolvedTrainConfig, images: ImageSource, runtime: Runtime, run: Path | None) -> None:
+        """Compute nothing yet.
+
+        Args:
+            config: the recipe.
+            images: of this rank.
+            runtime: this rank and its connection to the others.
+            run: directory of the run, which keeps the principal components as `pca_init.safetensors`; None keeps
+                nothing.
+        """
+        self.config, self.images, self.runtime, self._run = config, images, runtime, run
+        self._pca_init: PcaInit | None = None
+
+    def prepare(self) -> None:
+        """Read the principal components that the run keeps, or find those of the images. Every rank calls this.
+
+        Raises:
+            CheckpointError: if the run's `pca_init.safetensors` is not whole.
+            StopRequestedError: if somebody asked to stop.
+        """
+        if self.config.code.init != "pca" or self._pca_init is not None:
+            return
+        path = self._run / "pca_init.safetensors" if self._run is not None else None
+        # All ranks must take the same branch: rank 0 decides.
+        if path is not None and self.runtime.all_gather(path.exists())[0]:
+            self._pca_init = PcaInit.load(path)
+            return
+        self._pca_init = PcaInit.fit(self.images, self.config.code.dim, self.runtime)
+        if path is not None and self.runtime.rank == 0:
+            write_bytes(path, self._pca_init.to_bytes())
+
+    def of(self, rows: Int[Int64Array, " n"]) -> Float[Tensor, "n dim"]:
+        """Initial raw codes of `rows` (int64 `[n]`), float64 `[n, dim]`; after `prepare`."""
+        code, seed = self.config.code, self.config.seed
+        if self._pca_init is None:
+            return random_codes(code, self.images.ids[rows], seed)
+        return self._pca_init.codes(code, self.images, rows, seed)
+
+    def fill(self, table: Table, rows: Int[Int64Array, " n"]) -> None:
+        """Give `rows` of `table` (int64 `[n]`, ascending) their initial codes. Every rank calls this.
+
+        Raises:
+            CheckpointError, StopRequestedError: as of `prepare`.
+        """
+        self.prepare()
+        # Axis [chunk]: rows that lie within CHUNK rows of the table, so that they are read and written together.
+        chunks = np.split(rows, np.flatnonzero(np.diff(rows // CHUNK)) + 1) if len(rows) else []
+        name = raw_name(self.config.code)
+        for chunk in InStep(self.runtime, "init").over(chunks, len(chunks)):
+            first, last = int(chunk[0]), int(chunk[-1]) + 1
+            raw = self.of(chunk)
+            if len(chunk) < last - first:
+                values, raw = raw, table.read(first, last)[name]
+                raw[torch.from_numpy(chunk - first)] = values.to(raw)
+            table.write(first, {name: raw})

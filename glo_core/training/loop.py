@@ -1,5 +1,6 @@
 """The training loop: one clock, in images; the same for one process, torchrun and Ray Train."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,22 +13,21 @@ from glo_core.checkpoint.attempt import Attempt
 from glo_core.checkpoint.layout import Position
 from glo_core.codes.table import Table
 from glo_core.common.errors import DivergedError
+from glo_core.common.in_step import StopRequestedError
 from glo_core.common.memory import keep_freed_memory
-from glo_core.common.records import write_record
 from glo_core.common.runtime import Metrics, Runtime, SingleProcess
 from glo_core.data.config import Cache
 from glo_core.data.dataset import Dataset
 from glo_core.data.image_source import ImageSource
-from glo_core.evaluation.metrics import training_psnr
-from glo_core.evaluation.pca_baseline import PcaBaseline
-from glo_core.evaluation.record import MetricsRecord, metrics_path
 from glo_core.losses.weighted_sum import Loss
 from glo_core.model import CodesById, Model
 from glo_core.training.auto_config import resolve_defaults
 from glo_core.training.checkpoint_policy import AGREE_STEPS, CheckpointPolicy
 from glo_core.training.config import Intervals, TrainConfig
 from glo_core.training.epoch_batches import EpochBatches, refresh_statistics
-from glo_core.training.init_codes import init_table
+from glo_core.training.figures import final_figures
+from glo_core.training.fitted_codes import forget_fitted_codes
+from glo_core.training.init_codes import InitialCodes, empty_table
 from glo_core.training.learner import Learner
 from glo_core.training.meter import Meter
 from glo_core.training.previews import show_previews
@@ -45,9 +45,9 @@ class TrainResult:
     """The codes, with their optimizer state"""
     position: Position
     metrics: Metrics
-    """`psnr` and `pca_psnr` in dB, over the training images; empty after a stop"""
+    """`psnr` and `pca_psnr` in dB, over the training images; empty if it is not finished"""
     finished: bool
-    """False if somebody asked to stop before the target"""
+    """False if somebody asked to stop before the target, or before it was measured there"""
     images: ImageSource
     """The training images"""
     dataset: Dataset | None = None
@@ -113,9 +113,14 @@ def train_phase(
     attempt = Attempt.begin(run, runtime) if run is not None else None
     epochs = EpochBatches(recipe, images, runtime, cache)
     newest = newest_checkpoint(recipe, images, runtime, run)
-    table = init_table(epochs, runtime, run, scratch)
+    table = empty_table(epochs, runtime, scratch)
     learner = Learner(recipe, epochs.images, table, runtime, module=decoder, loss=loss)
-    position = restore_or_begin(learner, epochs, phase, newest, warm_start)
+    initial = InitialCodes(recipe, epochs.images, runtime, run)
+    begun = newest.position if newest is not None else Position(phase=phase.number)
+    try:
+        position = begun = restore_or_begin(learner, epochs, phase, newest, warm_start, initial, run)
+    except StopRequestedError:
+        return _result(learner, epochs, begun, run, {})
     newest = None  # An open checkpoint would never be deleted.
     meter = Meter(learner)
     checkpoints = CheckpointPolicy(
@@ -159,30 +164,28 @@ def train_phase(
         checkpoints.finish()  # The copy that is being written was finite.
         raise
     checkpoints.finish()
-    finished = position.images_seen >= phase.target
+    metrics: Metrics = {}
+    if position.images_seen >= phase.target:
+        if run is not None and runtime.rank == 0:
+            forget_fitted_codes(run)
+        with contextlib.suppress(StopRequestedError):
+            metrics = final_figures(learner, epochs, position.images_seen, attempt, trained=position != begun)
+    return _result(learner, epochs, position, run, metrics)
+
+
+def _result(
+    learner: Learner, epochs: EpochBatches, position: Position, run: Path | None, metrics: Metrics
+) -> TrainResult:
+    """What training has made; without `metrics` it was stopped."""
     return TrainResult(
         decoder=learner.ema.decoder,
         table=learner.table,
         position=position,
-        metrics=_figures(learner, epochs, position.images_seen, run) if finished else {},
-        finished=finished,
+        metrics=metrics,
+        finished=bool(metrics),
         images=epochs.images,
         run=run,
     )
-
-
-def _figures(learner: Learner, epochs: EpochBatches, images_seen: int, run: Path | None) -> Metrics:
-    """`psnr` and `pca_psnr` over the training images: reported, and kept with the principal components."""
-    runtime = learner.runtime
-    pca = PcaBaseline.fit(epochs.images, learner.config.code.dim, runtime)
-    metrics = training_psnr(learner.ema.decoder, learner.table, pca, epochs.images, runtime)
-    if runtime.rank == 0:
-        runtime.report(images_seen, metrics)
-        if run is not None:
-            path = metrics_path(run, images_seen)
-            pca.save(path.with_suffix(".safetensors"))
-            write_record(path, MetricsRecord(images_seen=images_seen, **metrics))
-    return metrics
 
 
 def _advance(position: Position, epochs: EpochBatches) -> Position:

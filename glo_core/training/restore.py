@@ -18,7 +18,9 @@ from glo_core.data.image_source import ImageSource, rows_of_shards
 from glo_core.decoder.config import ResolvedDecoderConfig, Shape
 from glo_core.training.config import ResolvedTrainConfig
 from glo_core.training.epoch_batches import EpochBatches
+from glo_core.training.fitted_codes import FittedCodes
 from glo_core.training.growth import Growth
+from glo_core.training.init_codes import InitialCodes
 from glo_core.training.learner import Learner
 from glo_core.training.schedule import Phase
 
@@ -49,43 +51,69 @@ def newest_checkpoint(
 
 
 def restore_or_begin(
-    learner: Learner, epochs: EpochBatches, phase: Phase, checkpoint: Checkpoint | None, warm_start: Path | None
+    learner: Learner,
+    epochs: EpochBatches,
+    phase: Phase,
+    checkpoint: Checkpoint | None,
+    warm_start: Path | None,
+    initial: InitialCodes,
+    run: Path | None,
 ) -> Position:
     """Bring `learner` to the state of `checkpoint`; without one, give it the decoder of `warm_start`, if there is one.
 
+    Images are read only of rows that `checkpoint` does not hold, and, where there are any, of a sample of the others.
+
     Args:
-        learner: in its initial state; it is changed.
+        learner: in its initial state, its codes zero; it is changed.
         epochs: the order of training.
         phase: the phase that begins or continues.
         checkpoint: of this run.
         warm_start: directory of a checkpoint of another run.
+        initial: codes of rows that no checkpoint holds.
+        run: directory of the run, which keeps codes that were fitted before a stop.
 
     Returns:
         Where training continues.
 
     Raises:
         CheckpointError: if a checkpoint is damaged, of other images than `epochs`, or has another decoder.
+        StopRequestedError: on every rank, if somebody asked to stop while codes were computed.
     """
     if checkpoint is None:
         if warm_start is not None:
             _start_decoder(Checkpoint(warm_start), learner)
+        initial.fill(learner.table, np.arange(len(epochs.images.ids)))
         return Position(phase=phase.number)
-    growth = _restore(checkpoint, learner, epochs.images)
+    growth = _restore(checkpoint, learner, epochs)
+    begins = checkpoint.position.phase != phase.number
+    position = checkpoint.position if begins else _continued(checkpoint, epochs, growth, learner.runtime)
+    if growth.count(learner):
+        initial.fill(learner.table, growth.new_rows)
+        if begins:
+            fitted = FittedCodes(run, checkpoint, epochs.snapshot)
+            growth.fit_new_rows(learner, epochs.images, initial, fitted, position.images_seen)
+    if begins:  # At an epoch's boundary.
+        return Position(images_seen=position.images_seen, phase=phase.number, epoch=position.epoch + 1)
+    return position
+
+
+def _continued(checkpoint: Checkpoint, epochs: EpochBatches, growth: Growth, runtime: Runtime) -> Position:
+    """Where the phase of `checkpoint` continues.
+
+    Raises:
+        CheckpointError: if it is of other images than `epochs`, or of another batch size.
+    """
     position = checkpoint.position
-    if position.phase == phase.number:
-        too_far = position.step >= epochs.steps
-        if too_far and learner.runtime.all_reduce_sum(torch.tensor(growth.removed, device=learner.runtime.device)):
-            # Without the removed images the epoch has fewer steps, and is over.
-            position, too_far = dataclasses.replace(position, epoch=position.epoch + 1, step=0), False
-        if checkpoint.snapshot != epochs.snapshot or too_far:
-            raise CheckpointError(
-                f"{checkpoint.directory}: is of other images or another batch size than those given (snapshot "
-                f"{checkpoint.snapshot[:12]}, step {position.step} of an epoch); give the ones it was trained with"
-            )
-        return position
-    growth.fit_new_rows(learner, epochs.images)
-    # A new phase begins at an epoch's boundary.
-    return Position(images_seen=position.images_seen, phase=phase.number, epoch=position.epoch + 1)
+    too_far = position.step >= epochs.steps
+    if too_far and runtime.all_reduce_sum(torch.tensor(growth.removed, device=runtime.device)):
+        # Without the removed images the epoch has fewer steps, and is over.
+        position, too_far = dataclasses.replace(position, epoch=position.epoch + 1, step=0), False
+    if checkpoint.snapshot != epochs.snapshot or too_far:
+        raise CheckpointError(
+            f"{checkpoint.directory}: is of other images or another batch size than those given (snapshot "
+            f"{checkpoint.snapshot[:12]}, step {position.step} of an epoch); give the ones it was trained with"
+        )
+    return position
 
 
 def require_decoder(checkpoint: Checkpoint, config: ResolvedDecoderConfig, shape: Shape) -> None:
@@ -135,8 +163,8 @@ def _refuse(checkpoint: Checkpoint, changed: Sequence[str]) -> None:
         )
 
 
-def _restore(checkpoint: Checkpoint, learner: Learner, images: ImageSource) -> Growth:
-    """Bring `learner` to the checkpoint's state. Rows of `images` that it does not hold keep their initial codes."""
+def _restore(checkpoint: Checkpoint, learner: Learner, epochs: EpochBatches) -> Growth:
+    """Bring `learner` to the checkpoint's state. Rows that the checkpoint does not hold stay as they are."""
     optimizer = checkpoint.tensors("optimizer")
     # The names of the optimizer's state tell Adam from SGD; before the first step neither has any state.
     slots = {key.rpartition("/")[2] for key in optimizer}
@@ -156,8 +184,8 @@ def _restore(checkpoint: Checkpoint, learner: Learner, images: ImageSource) -> G
             value = torch.empty_like(parameter, requires_grad=False).copy_(value)
         state.setdefault(names[name], {})[slot] = value
     learner.optimizer.load_state_dict({**learner.optimizer.state_dict(), "state": state})
-    growth = Growth(checkpoint.code_dim)
-    for shard, (first, last) in rows_of_shards(images).items():
+    growth = Growth(int(epochs.sizes.sum()))
+    for shard, (first, last) in rows_of_shards(epochs.images).items():
         _restore_shard(checkpoint, learner.table, shard, first, last, growth)
     return growth
 
@@ -165,13 +193,12 @@ def _restore(checkpoint: Checkpoint, learner: Learner, images: ImageSource) -> G
 def _restore_shard(checkpoint: Checkpoint, table: Table, shard: int, first: int, last: int, growth: Growth) -> None:
     """Set the rows of a code shard, `first` to before `last`, to the checkpoint's; add old and new rows to `growth`."""
     saved = checkpoint.shard(shard)
-    # Axis [image that both have]: its row in the table, from `first` on, and its row in the checkpoint's shard.
-    _, rows, saved_rows = np.intersect1d(table.ids[first:last], saved["image_id"], return_indices=True)
-    columns, name_of_raw = table.read(first, last), raw_name(table.config)
-    initial = columns[name_of_raw][torch.from_numpy(rows)].clone()
+    # Axis [image that both have]: its id, its row in the table, from `first` on, and its row in the checkpoint's shard.
+    ids, rows, saved_rows = np.intersect1d(table.ids[first:last], saved["image_id"], return_indices=True)
+    columns = table.read(first, last)
     for name, column in columns.items():
         column[torch.from_numpy(rows)] = torch.from_numpy(saved[name][saved_rows]).to(column)
     growth.removed += len(saved["image_id"]) - len(saved_rows)
     new_rows = first + np.delete(np.arange(last - first), rows)
-    growth.add(initial, torch.from_numpy(saved[name_of_raw][saved_rows]), new_rows)
+    growth.add(first + rows, ids, torch.from_numpy(saved[raw_name(table.config)][saved_rows]), new_rows)
     table.write(first, columns)

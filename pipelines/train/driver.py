@@ -90,7 +90,11 @@ def _drain_once(mailbox: Any, progress_log: ProgressLog, bar: Any) -> None:
         with contextlib.suppress(UserError, OSError):  # A full disk costs the picture, not the reports.
             progress_log.add([_write_picture(picture, progress_log.directory)])
     for report in reports:
+        for name, share in report.metrics.items():
+            if name.endswith("_progress"):  # Of work that all ranks do in step, beside the steps of training.
+                bar.set_description(f"{name.removesuffix('_progress')} {share:.0%}")
         if "loss" in report.metrics:
+            bar.set_description("train", refresh=False)
             loss, psnr = report.metrics["loss"], report.metrics["train_psnr"]
             bar.set_postfix(loss=f"{loss:.4f}", psnr=f"{psnr:.2f}", refresh=False)
             bar.update(report.images_seen - bar.n)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from glo_core.checkpoint.layout import DECODER_PARTS, MARK
+from glo_core.checkpoint.layout import DECODER_PARTS, MARK, committed_checkpoints
 from glo_core.checkpoint.reader import Checkpoint
 from glo_core.common.errors import ConfigError, DatasetError
 from glo_core.common.files import write_bytes
@@ -16,7 +16,7 @@ from glo_core.data.lanes import overload as overload_of
 from glo_core.decoder.build import make_decoder
 from glo_core.decoder.config import Shape
 from glo_core.decoder.cost import cost, num_parameters
-from glo_core.evaluation.record import MetricsRecord
+from glo_core.evaluation.record import MetricsRecord, metrics_path
 from glo_core.losses.weighted_sum import make_loss
 from glo_core.training.config import ResolvedTrainConfig
 from glo_core.training.epoch_batches import too_many_workers
@@ -94,11 +94,13 @@ def _train_phase(
         stage.begin({**stage.record.identity, f"phase.{phase.number}": length})
         _log_plan(job, recipe, dataset, phase)
         fit(job, recipe, stage, phase, snapshot, resources, decoder)
-    seen = Checkpoint.latest(job.run).position.images_seen
-    if seen < phase.target:
-        log.info("stopped at %d of %d images with a checkpoint; the same command resumes", seen, phase.target)
+    committed = committed_checkpoints(job.run)
+    seen = int(committed[-1].name) if committed else 0
+    if seen < phase.target or not metrics_path(job.run, seen).exists():
+        where = "with a checkpoint" if committed else "before the first step"
+        log.info("stopped at %d of %d images %s; the same command resumes", seen, phase.target, where)
         raise SystemExit(STOPPED_STATUS)
-    metrics = read_record(job.run / "metrics" / f"{seen}.json", MetricsRecord)
+    metrics = read_record(metrics_path(job.run, seen), MetricsRecord)
     done = TrainDone(
         images_seen=seen, psnr=metrics.psnr, pca_psnr=metrics.pca_psnr, phase=phase.number, snapshot=snapshot
     )

@@ -210,10 +210,18 @@ def test_pictures_show_the_same_images_upright_as_training_goes_on(blobs: torch.
 
 
 def test_a_diverging_run_stops_in_one_line(blobs: torch.Tensor, tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, learning_rate=1e39)
+    config = dataclasses.replace(CONFIG, optimizer="sgd", learning_rate=1e6)
+
+    def steep(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The squared error, with a gradient 1e38 times as large."""
+        error = (prediction - target).square().mean((1, 2, 3))
+        return error.detach() + (1e38 * error - (1e38 * error).detach())
+
     intervals = glo.Intervals(report=32, checkpoint=32)
-    with pytest.raises(glo.UserError, match=r"training diverged; lower `learning_rate` \(=1e\+39\)"):
-        glo.train_phase(config, glo.TensorImages(blobs), glo.Phase(target=5000), run=tmp_path, intervals=intervals)
+    with pytest.raises(glo.UserError, match=r"training diverged; lower `learning_rate` \(=1000000.0\)"):
+        glo.train_phase(
+            config, glo.TensorImages(blobs), glo.Phase(target=5000), run=tmp_path, intervals=intervals, loss=steep
+        )
     # The loss of the first step is finite, and the weights after it are not: that is no checkpoint.
     assert committed_checkpoints(tmp_path) == []
 
