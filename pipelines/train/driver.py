@@ -19,19 +19,26 @@ from pipelines.common.progress_log import ProgressLog, keep_sending
 from pipelines.common.stage import Stage
 from pipelines.common.stop_signals import on_stop_signal
 from pipelines.train.ray_runtime import Picture, Report
+from pipelines.train.start_watch import StartWatch
 
 log = logging.getLogger("glo.train")
 
 
 @contextmanager
-def stop_on_signals(mailbox: Any) -> Iterator[None]:
+def stop_on_signals(mailbox: Any, watch: StartWatch) -> Iterator[None]:
     """Make Ctrl-C, SIGTERM and SIGHUP a request to stop, which the ranks agree on; a second one ends at once.
 
     Args:
         mailbox: handle of a `Mailbox` actor.
+        watch: tells whether there are ranks; where there are none, the first signal ends at once too.
+
+    Raises:
+        KeyboardInterrupt: at a signal while no worker runs.
     """
 
     def stop() -> None:
+        if not watch.started:
+            raise KeyboardInterrupt
         log.info("stopping with a checkpoint; a second signal ends at once, without one")
         mailbox.request_stop.remote()
 

@@ -28,6 +28,7 @@ from pipelines.common.stage import Input, Stage, identity_of, open_stage, run_id
 from pipelines.common.stop_signals import STOPPED_STATUS
 from pipelines.train.config import TrainJob
 from pipelines.train.phases import next_phase, resolve_recipe
+from pipelines.train.resources import worker_resources
 
 log = logging.getLogger("glo.train")
 
@@ -83,7 +84,7 @@ def _train_phase(
     phase: Phase,
     warm_start: Checkpoint | None,
 ) -> TrainDone:
-    from pipelines.train.ray_workers import fit, worker_resources  # Brings Ray: not before a mistake is told.
+    from pipelines.train.ray_workers import fit  # Brings Ray: not before a mistake is told.
 
     snapshot = stage.record.phases[-1].snapshot
     with ray_session():

@@ -4,7 +4,6 @@ rank 0: metrics ---> Mailbox (an actor) ---> driver: MLflow
 driver: Ctrl-C ---> Mailbox ---> rank 0 ---> every rank
 """
 
-import math
 import shutil
 import socket
 import threading
@@ -23,7 +22,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from glo_core.checkpoint.attempt import FencedError
-from glo_core.common.errors import ConfigError, UserError, one_line
+from glo_core.common.errors import UserError, one_line
 from glo_core.common.failures import RankError, user_error_of
 from glo_core.data.config import Cache
 from glo_core.data.dataset import Dataset
@@ -31,12 +30,12 @@ from glo_core.training.config import Intervals, ResolvedTrainConfig
 from glo_core.training.loop import train_phase
 from glo_core.training.schedule import Phase
 from pipelines.common.ray_data import unregister_pickled_objects
-from pipelines.common.ray_session import num_cpus
 from pipelines.common.records import TrainDone
 from pipelines.common.stage import Stage
 from pipelines.train.config import TrainJob
 from pipelines.train.driver import drain_reports, stop_on_signals
 from pipelines.train.ray_runtime import Mailbox, RayRuntime
+from pipelines.train.start_watch import watch_start
 
 unregister_pickled_objects()  # `import ray.train` has imported Ray Data.
 
@@ -79,7 +78,7 @@ def fit(
 
     Args:
         snapshot: its digest.
-        resources: of each worker, as of `worker_resources`.
+        resources: CPUs and GPUs of each worker.
 
     Raises:
         UserError: if training failed for a reason that the user can mend.
@@ -100,7 +99,11 @@ def fit(
         mailbox=mailbox,
         threads=max(1, int(resources["CPU"])),
     )
-    with stop_on_signals(mailbox), drain_reports(mailbox, stage, phase.target):
+    with (
+        watch_start(job.workers, resources) as watch,
+        stop_on_signals(mailbox, watch),
+        drain_reports(mailbox, stage, phase.target),
+    ):
         _run_trainer(job, f"phase-{phase.number}", arguments, resources)
         failure: UserError | None = ray.get(mailbox.failure.remote())
         if failure is not None:
@@ -147,28 +150,6 @@ def _off_main_thread(fit: Callable[[], Any]) -> None:
 
     threading.Thread(target=call, name="fit", daemon=True).start()
     outcome.result()
-
-
-def worker_resources(job: TrainJob) -> dict[str, float]:
-    """CPUs and GPUs of each worker: an even share of the cluster's CPUs, and a GPU where the job wants one.
-
-    Raises:
-        ConfigError: if the cluster has fewer GPUs than the job needs.
-    """
-    fewest, most = job.fewest_and_most_workers
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    use_gpu = job.device == "gpu" or (job.device == "auto" and gpus >= fewest and gpus > 0)
-    if use_gpu and gpus < fewest:
-        raise ConfigError(
-            f"`device` (=gpu) with `workers` (={job.workers}) needs {fewest} GPU(s), and the cluster has {gpus}; "
-            "use fewer workers, or the device cpu"
-        )
-    # Of a range of workers, as many as there are nodes or GPUs now will share the CPUs.
-    nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
-    expected = min(most, max(fewest, gpus if use_gpu else nodes))
-    share = job.cpus_per_worker or num_cpus() / expected
-    cpus = {"CPU": float(math.floor(share)) if share >= 1 else share}
-    return cpus | ({"GPU": 1.0} if use_gpu else {})
 
 
 def train_worker(loop_config: dict[str, WorkerArguments]) -> None:
