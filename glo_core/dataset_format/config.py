@@ -25,6 +25,8 @@ class DecodePolicy(Config):
     """Decode a JPEG at 1/2, 1/4 or 1/8 of its size where that still covers the resolution: 2 to 3 times as fast"""
     srgb: bool = True
     """Convert colors to sRGB where a file embeds another profile"""
+    max_bytes: int = 1 << 30
+    """Largest file in bytes that is read, or member of a tar or table"""
     max_pixels: int = 100_000_000
     """Largest width times height that is decoded: a guard against decompression bombs"""
     min_side: int = 1
@@ -40,6 +42,8 @@ class DecodePolicy(Config):
             raise ValueError(f"`channels` (={self.channels}) must be 1 (gray), 3 (RGB), or auto")
         if self.tight_crop is not None and self.tight_crop < 1:
             raise ValueError(f"`tight_crop` (={self.tight_crop}) must be a side in pixels, or off")
+        if self.max_bytes < 1:
+            raise ValueError(f"`max_bytes` (={self.max_bytes}) must be at least 1")
         if self.max_pixels < 1 or self.min_side < 1:
             raise ValueError(f"`max_pixels` (={self.max_pixels}) and `min_side` (={self.min_side}) must be at least 1")
         try:

@@ -10,6 +10,8 @@ Reason = Literal[
     "unknown format",
     "broken",
     "truncated",
+    "kills its decoder",
+    "too large",
     "too many pixels",
     "too small",
     "broken container",

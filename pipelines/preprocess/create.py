@@ -28,7 +28,7 @@ def resolve_config(config: DatasetConfig, dataset: Location, sources: Sequence[S
     elif config.resolution and config.channels:
         suggested = SuggestedFormat(config.resolution, config.channels)
     else:
-        suggested = suggest_format(sources, config.tight_crop)
+        suggested = suggest_format(sources, config.tight_crop, config.max_bytes)
     resolution, channels = config.resolution or suggested.resolution, config.channels or suggested.channels
     if not record_path(dataset).exists() and not (config.resolution and config.channels):
         log.info(

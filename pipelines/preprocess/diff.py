@@ -50,6 +50,7 @@ class Diff:
         index: FileIndex,
         source_numbers: dict[str, int],
         retry: frozenset[int],
+        max_bytes: int,
     ) -> None:
         """Compare with `index`, which holds the files of `plans` (each a `pyarrow.parquet.ParquetFile`).
 
@@ -57,9 +58,11 @@ class Diff:
             seed: of the dataset; a file's key depends on it.
             source_numbers: number of each source by its name; new sources are added.
             retry: ids of rejected files that are to be tried again.
+            max_bytes: of the dataset; a larger file is not hashed.
         """
         self.dataset, self.plans, self.seed = dataset, plans, seed
         self.index, self.source_numbers, self.retry = index, source_numbers, retry
+        self.max_bytes = max_bytes
         self.new_files: list[Any] = []
         """Tables of the schema `NEW_FILES`"""
         self.stat_updates: list[FileStats] = []
@@ -129,7 +132,7 @@ class Diff:
     def _compare_contents(self, source: Source, number: int, files: Files, keys: bytes, ids: Int64Array) -> None:
         """Files of the index (under `ids`, int64 `[n]`) with another size or time: compare their bytes."""
         stored = content_hashes(self.dataset, ids)
-        current = hash_files(source.base, files.paths)
+        current = hash_files(source.base, files.paths, self.max_bytes)
         # bool [n], on the axis of `files`
         same = np.array([now is not None and now == stored.get(int(i)) for i, now in zip(ids, current, strict=True)])
         changed = np.flatnonzero(~same)

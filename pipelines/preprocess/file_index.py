@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 
 from glo_core.common.arrays import BoolArray, Int64Array
 from glo_core.common.arrow_files import read_parquet
-from glo_core.common.digests import digest
 from glo_core.common.errors import DatasetError
 from glo_core.common.files import atomic_write
 from glo_core.common.location import Location
@@ -24,7 +23,7 @@ from glo_core.dataset_format.manifest import read_parts, rows_of
 from glo_core.dataset_format.records import DatasetFile, parse_schema, schema_metadata
 from glo_core.dataset_format.rejection import RejectedImageError
 from glo_core.dataset_format.snapshots import Snapshot
-from pipelines.preprocess.sources import foreign_data, place_of, read_file
+from pipelines.preprocess.reading import hash_file, require_readable
 
 
 class FileStats(NamedTuple):
@@ -208,17 +207,10 @@ def content_hashes(dataset: Location, ids: Int64Array) -> dict[int, bytes]:
     return {image_id: content_hash for image_id, content_hash in pairs if content_hash is not None}
 
 
-def hash_files(base: Location, paths: Sequence[bytes]) -> list[bytes | None]:
-    """BLAKE3-128 of each file's bytes as they are now; None where it cannot be read."""
-
-    def hash_file(path: bytes) -> bytes | None:
-        try:
-            return digest(read_file(base, path))
-        except RejectedImageError:
-            return None
-
+def hash_files(base: Location, paths: Sequence[bytes], max_bytes: int) -> list[bytes | None]:
+    """BLAKE3-128 of each file's bytes as they are now; None where it cannot be read, or is larger than `max_bytes`."""
     with ThreadPoolExecutor(4 * (os.cpu_count() or 1)) as pool:  # Reading and hashing both release the lock.
-        return list(pool.map(hash_file, paths))
+        return list(pool.map(lambda path: hash_file(base, path, max_bytes), paths))
 
 
 # ---------------------------------------------------------------- rejected files
@@ -243,8 +235,7 @@ def ids_to_retry(dataset: Location, snapshots: Sequence[Snapshot], *, everything
 
 def _can_be_read(base: Location, path: bytes) -> bool:
     try:
-        with foreign_data("unreadable"), place_of(base, path).open() as file:
-            file.read(1)
+        require_readable(base, path)
     except RejectedImageError:
         return False
     return True

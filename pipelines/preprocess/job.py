@@ -7,26 +7,22 @@ leave the task that decodes them; it returns one row of counts.
 """
 
 import dataclasses
-import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tqdm import tqdm
-
-from glo_core.common.errors import ConfigError, DatasetError, UserError
+from glo_core.common.errors import ConfigError, DatasetError
 from glo_core.common.location import Location
 from glo_core.dataset_format.config import DatasetConfig, ResolvedDatasetConfig
-from glo_core.dataset_format.manifest import part_name, part_names
 from glo_core.dataset_format.records import record_path
 from glo_core.dataset_format.snapshots import Snapshot, read_snapshots
-from pipelines.common.ray_data import import_ray_data
 from pipelines.common.ray_session import ray_session
 from pipelines.common.versions import library_versions
+from pipelines.preprocess.block_tasks import decode_blocks
 from pipelines.preprocess.commit import commit
 from pipelines.preprocess.config import PreprocessJob
-from pipelines.preprocess.content_index import CommittedContents, ContentIndex
+from pipelines.preprocess.content_index import CommittedContents
 from pipelines.preprocess.create import (
     check_config,
     create,
@@ -35,14 +31,12 @@ from pipelines.preprocess.create import (
     resolve_config,
     sweep_uncommitted,
 )
-from pipelines.preprocess.decode_task import decode_block
 from pipelines.preprocess.diff_stats import DiffStats
 from pipelines.preprocess.file_index import ids_to_retry
 from pipelines.preprocess.outputs import refuse_nesting
 from pipelines.preprocess.plan import (
     Plan,
     discard_plan,
-    is_done,
     make_plan,
     pending_plan,
     plan_path,
@@ -137,7 +131,7 @@ def _run_plan(
         )
         committed = CommittedContents.read(dataset, snapshots)
         with ray_session():
-            size = _decode_blocks(dataset, plan, committed.contents)
+            size = decode_blocks(dataset, plan, committed.contents)
         require_lease()
         snapshot, complaint = commit(dataset, plan, snapshots, committed, progress.run_id, on_change=job.on_change)
         report = PreprocessReport(snapshot, record.stats, time.perf_counter() - started, size)
@@ -199,45 +193,3 @@ def _print_nothing_new(dataset: Location, inputs: Sequence[Location], stats: Dif
     print(f"preprocess: nothing new in {len(inputs)} input(s), {stats.unchanged} files known; {dataset} is up to date")
     for line in stats.lines():
         print(f"preprocess: {line}", flush=True)
-
-
-# ---------------------------------------------------------------- the blocks
-
-
-def _decode_blocks(dataset: Location, plan: Plan, contents: ContentIndex) -> int:
-    """Decode every block of the plan that is not done. Returns the bytes of the files read."""
-    done, blocks = set(part_names(dataset, of=plan.number)), range(len(plan.block_rows))
-    missing = [
-        block
-        for block in blocks
-        if f"{part_name(plan.number, block)}.parquet" not in done or not is_done(dataset, plan, block)
-    ]
-    if not missing:
-        return 0
-    # Our own bar tells as much as Ray Data's lines about progress; its warnings stay.
-    import ray
-
-    # Takes seconds: not for a run that finds nothing new, nor before a mistake is told.
-    ray_data = import_ray_data()
-
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-    logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
-    context = ray_data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    # There is one operator, and nothing to reserve for others: the reservation keeps the second core idle for a second.
-    context.op_resource_reservation_enabled = False
-    shared = {"dataset": str(dataset), "number": plan.number, "plan_id": plan.record.plan_id}
-    tasks = [shared | {"block": block} for block in missing]
-    counts = ray_data.from_items(tasks, override_num_blocks=len(tasks)).map(
-        functools.partial(decode_block, contents=ray.put(contents)), num_cpus=1
-    )
-    size = 0
-    with tqdm(total=plan.rows, unit="img", desc="preprocess", mininterval=1) as bar:
-        bar.update(plan.rows - sum(plan.block_rows[block] for block in missing))
-        for row in counts.iter_rows():
-            if row["error"]:
-                raise UserError(row["error"])
-            size += row["bytes"]
-            bar.update(row["files"])
-    return size

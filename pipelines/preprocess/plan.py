@@ -196,7 +196,7 @@ def make_plan(
     source_numbers: dict[str, int] = {}
     index = FileIndex.read(files, read_stat_cache(dataset), source_numbers)
     index.forget(retry)
-    diff = Diff(dataset, files, config.seed, index, source_numbers, frozenset(retry.tolist()))
+    diff = Diff(dataset, files, config.seed, index, source_numbers, frozenset(retry.tolist()), config.max_bytes)
     for source in sources:
         diff.scan(source)
     vanished = index.vanished([source_numbers[source.name] for source in sources])

@@ -4,18 +4,14 @@ A *source* is one input under a name that does not say where it lies. It is a ba
 with a path, a size and a time; a file may be a *container*, whose *members* are the images.
 """
 
-import contextlib
-import errno
 import functools
 import itertools
 import os
-import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from glo_core.common.errors import ConfigError
 from glo_core.common.location import Location, is_uri
-from glo_core.dataset_format.rejection import Reason, RejectedImageError
 from pipelines.preprocess.containers import is_container
 
 LISTS = (b".txt", b".lst")
@@ -96,29 +92,7 @@ def _kind(place: Location) -> str:
     )
 
 
-# ---------------------------------------------------------------- reading
-
-
-@contextlib.contextmanager
-def foreign_data(reason: Reason) -> Iterator[None]:
-    """The border to foreign files: whatever the block raises is a rejection, for `reason` unless the error has another.
-
-    Raises:
-        RejectedImageError: and nothing else.
-    """
-    try:
-        yield
-    except RejectedImageError:
-        raise
-    except (FileNotFoundError, NotADirectoryError):
-        raise RejectedImageError("missing") from None
-    except IsADirectoryError:
-        raise RejectedImageError("irregular") from None
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ELOOP:  # A link that leads to itself
-            reason = "missing"
-        detail = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise RejectedImageError(reason, detail) from None
+# ---------------------------------------------------------------- files of a source
 
 
 @functools.lru_cache(maxsize=1024)
@@ -142,38 +116,3 @@ def place_of(base: Location, path: bytes) -> Location:
     """The file at `path` of a source, as a `Location`."""
     place = locate(base, path)
     return place if isinstance(place, Location) else Location(os.fsdecode(place))
-
-
-def read_file(base: Location, path: bytes, size: int = -1) -> bytes:
-    """The bytes of one file, read once.
-
-    Args:
-        size: bytes of the regular file that was listed here; -1 if that is not known.
-
-    Raises:
-        RejectedImageError: if it is missing, unreadable or no regular file.
-    """
-    with foreign_data("missing"):
-        place = locate(base, path)
-    with foreign_data("unreadable"):
-        return place.read_bytes() if isinstance(place, Location) else _read_local(place, size)
-
-
-def _read_local(path: bytes, size: int) -> bytes:
-    # Without O_NONBLOCK, opening a pipe would wait for somebody who writes to it.
-    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if size < 0:
-            status = os.fstat(file)
-            if not stat.S_ISREG(status.st_mode):
-                raise RejectedImageError("irregular")
-            size = status.st_size
-        data = os.read(file, size + 1)
-        if len(data) == size:
-            return data
-        parts = [data]  # It has grown or shrunk since it was listed, or is larger than one call gives.
-        while part := os.read(file, 1 << 20):
-            parts.append(part)
-        return b"".join(parts)
-    finally:
-        os.close(file)

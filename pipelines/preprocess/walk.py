@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pyarrow.fs as pafs
 
-from glo_core.common.errors import ConfigError
+from glo_core.common.errors import ConfigError, one_line
 from glo_core.common.location import Location
 from pipelines.preprocess.list_lines import lines_of_list
 from pipelines.preprocess.outputs import is_output, is_remote_output
@@ -21,6 +21,7 @@ CHUNK = 8192
 """Files that are handed on together."""
 WAITING = 32
 """Requests to a network that are under way at once."""
+MAX_INT64 = (1 << 63) - 1
 SLOW_STAT_S = 50e-6
 """Seconds for one file above which many are looked at at once; on a local disk threads only cost."""
 
@@ -36,10 +37,10 @@ class Files(NamedTuple):
     """Nanoseconds since 1970; 0 of what could not be read"""
 
     def add(self, path: bytes, size: int, mtime_ns: int) -> None:
-        """Add one file."""
+        """Add one file. A time outside of int64, which ends in 2262, becomes the nearest one in it."""
         self.paths.append(path)
         self.sizes.append(size)
-        self.mtimes_ns.append(mtime_ns)
+        self.mtimes_ns.append(min(max(mtime_ns, -MAX_INT64 - 1), MAX_INT64))
 
 
 # ---------------------------------------------------------------- listing
@@ -65,8 +66,9 @@ def list_files(source: Source) -> Iterator[Files]:
             yield from _walk(os.fsencode(source.base.path))
         else:
             yield from _walk_remote(source.base)
-    except OSError as error:
-        raise ConfigError(f"`input` (={source.input}): {error.strerror or str(error).splitlines()[0]}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise ConfigError(f"`input` (={source.input}): {reason}") from None
 
 
 def _walk(base: bytes) -> Iterator[Files]:
@@ -93,22 +95,29 @@ def _entries(base: bytes, unread: Files) -> Iterator["os.DirEntry[bytes]"]:
             entered.add((status.st_dev, status.st_ino))
             if folder != base and is_output(folder):
                 continue
-            listing = os.scandir(folder)
-        except OSError:
-            if folder == base:
-                raise
-            unread.add(folder[len(base) + 1 :], -1, 0)  # It is listed, so that it is rejected.
-            continue
-        with listing:
-            for entry in listing:
-                if entry.name.startswith(b"."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
+            for entry in _scan(folder):
+                if _is_folder(entry):
                     pending.append(entry.path)
                 elif entry.is_symlink() and _leads_to_folder(entry):
                     heapq.heappush(linked, entry.path)
                 else:
                     yield entry
+        except OSError:
+            if folder == base:
+                raise
+            unread.add(folder[len(base) + 1 :], -1, 0)  # It is listed, so that it is rejected.
+
+
+def _scan(folder: bytes) -> Iterator["os.DirEntry[bytes]"]:
+    with os.scandir(folder) as listing:
+        yield from (entry for entry in listing if not entry.name.startswith(b"."))
+
+
+def _is_folder(entry: "os.DirEntry[bytes]") -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError:  # Where the listing does not tell, and the entry cannot be asked: a file that cannot be read
+        return False
 
 
 def _leads_to_folder(link: "os.DirEntry[bytes]") -> bool:
@@ -120,16 +129,13 @@ def _leads_to_folder(link: "os.DirEntry[bytes]") -> bool:
 
 def _stat_entries(entries: Sequence["os.DirEntry[bytes]"], start: int) -> Files:
     files = Files([], [], [])
-    paths, sizes, mtimes = files
     for entry in entries:
         try:
             status = entry.stat()
-        except OSError:  # A broken link
+        except OSError:  # A broken link, or one that leads to itself
             files.add(entry.path[start:], -1, 0)
             continue
-        paths.append(entry.path[start:])
-        sizes.append(status.st_size if stat.S_ISREG(status.st_mode) else -1)
-        mtimes.append(status.st_mtime_ns)
+        files.add(entry.path[start:], status.st_size if stat.S_ISREG(status.st_mode) else -1, status.st_mtime_ns)
     return files
 
 
@@ -137,17 +143,23 @@ def _walk_remote(base: Location) -> Iterator[Files]:
     """Every object below a remote folder, many folders at once."""
     fs, root = base.file_system()
     with ThreadPoolExecutor(WAITING) as pool:
-        pending = [pool.submit(_list_remote, fs, root, root)]
+        pending = [(root, pool.submit(_list_remote, fs, root, root))]
         while pending:
-            files, folders = pending.pop(0).result()
-            pending += [pool.submit(_list_remote, fs, root, folder) for folder in folders]
+            folder, future = pending.pop(0)
+            try:
+                files, folders = future.result()
+            except (OSError, ValueError):
+                if folder == root:
+                    raise
+                yield Files([os.fsencode(folder[len(root) + 1 :])], [-1], [0])  # It is listed, so that it is rejected.
+                continue
+            pending += [(below, pool.submit(_list_remote, fs, root, below)) for below in folders]
             for first in range(0, len(files), CHUNK):
                 infos = files[first : first + CHUNK]
-                yield Files(
-                    [os.fsencode(info.path[len(root) + 1 :]) for info in infos],
-                    [info.size for info in infos],
-                    [info.mtime_ns or 0 for info in infos],
-                )
+                chunk = Files([], [], [])
+                for info in infos:
+                    chunk.add(os.fsencode(info.path[len(root) + 1 :]), info.size, info.mtime_ns or 0)
+                yield chunk
 
 
 def _list_remote(fs: Any, root: str, folder: str) -> tuple[list[Any], list[str]]:

@@ -80,7 +80,7 @@ def test_a_touched_file_is_hashed_once_and_is_nothing_new(
     for path in photos.rglob("*.png"):
         os.utime(path, ns=(1, 1))
     assert preprocess_small(dataset, photos) == {}
-    monkeypatch.setattr(file_index, "read_file", lambda *_: pytest.fail("a file was read although nothing changed"))
+    monkeypatch.setattr(file_index, "hash_file", lambda *_: pytest.fail("a file was read although nothing changed"))
     assert preprocess_small(dataset, photos) == {}
 
 

@@ -1,0 +1,138 @@
+"""The bytes of foreign files: a file's first bytes decide whether the rest is loaded, and no error gets through."""
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from typing import Any
+
+from glo_core.common.digests import DIGEST_BYTES, digest, new_hasher
+from glo_core.common.location import Location
+from glo_core.dataset_format.pixels.headers import HEAD_BYTES, format_of
+from glo_core.dataset_format.rejection import Reason, RejectedImageError
+from pipelines.preprocess.sources import locate
+
+LOADED_AT_ONCE = 256 << 10
+"""Bytes up to which a file is loaded before its first bytes are looked at: one request to an object store"""
+PIECE = 8 << 20
+"""Bytes of a file that are in memory when it is hashed without being loaded"""
+
+
+class NotLoadedError(RejectedImageError):
+    """A file that is no image by its first bytes or its size, and was not loaded into memory."""
+
+    def __init__(self, reason: Reason, detail: str, size: int, content_hash: bytes | None) -> None:
+        """Say why, and what is known of the file.
+
+        Args:
+            size: bytes.
+            content_hash: BLAKE3-128 of its bytes; None where it is larger than `max_bytes`, and was not read.
+        """
+        super().__init__(reason, detail)
+        self.size, self.content_hash = size, content_hash
+
+
+@contextlib.contextmanager
+def foreign_data(reason: Reason) -> Iterator[None]:
+    """The border to foreign files: whatever the block raises is a rejection, for `reason` unless the error has another.
+
+    Raises:
+        RejectedImageError: and nothing else.
+    """
+    try:
+        yield
+    except RejectedImageError:
+        raise
+    except (FileNotFoundError, NotADirectoryError):
+        raise RejectedImageError("missing") from None
+    except IsADirectoryError:
+        raise RejectedImageError("irregular") from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ELOOP:  # A link that leads to itself
+            reason = "missing"
+        detail = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise RejectedImageError(reason, detail) from None
+
+
+def read_file(base: Location, path: bytes, max_bytes: int) -> bytes:
+    """The bytes of the file at `path` of a source, if it begins like an image; in memory once.
+
+    Raises:
+        NotLoadedError: if it begins otherwise, or is larger than `max_bytes`.
+        RejectedImageError: if it is missing, unreadable or no regular file.
+    """
+    with _opened(base, path) as file, foreign_data("unreadable"):
+        size = file.size()
+        if size <= min(LOADED_AT_ONCE, max_bytes):
+            data = bytes(file.read_at(size or LOADED_AT_ONCE, 0))  # Files of the kernel say that they have no bytes.
+            if data and format_of(data) is None:
+                raise NotLoadedError("unknown format", "", len(data), digest(data))
+            return data
+        if format_of(bytes(file.read_at(HEAD_BYTES, 0))) is None:
+            raise NotLoadedError("unknown format", "", size, _hash(file, size) if size <= max_bytes else None)
+        if size > max_bytes:
+            raise NotLoadedError("too large", f"{size} bytes", size, None)
+        return bytes(file.read_at(size, 0))
+
+
+def hash_file(base: Location, path: bytes, max_bytes: int) -> bytes | None:
+    """BLAKE3-128 of a file's bytes, in pieces; None where it cannot be read or is larger than `max_bytes`."""
+    try:
+        with _opened(base, path) as file, foreign_data("unreadable"):
+            size = file.size()
+            return _hash(file, size) if size <= max_bytes else None
+    except RejectedImageError:
+        return None
+
+
+def require_readable(base: Location, path: bytes) -> None:
+    """Raise `RejectedImageError` unless the file at `path` of a source can be opened and read."""
+    with _opened(base, path) as file, foreign_data("unreadable"):
+        file.read_at(1, 0)
+
+
+def _hash(file: Any, size: int) -> bytes:
+    hasher = new_hasher()
+    for start in range(0, size, PIECE):
+        hasher.update(file.read_at(min(PIECE, size - start), start))
+    return bytes(hasher.digest(length=DIGEST_BYTES))
+
+
+@contextlib.contextmanager
+def _opened(base: Location, path: bytes) -> Iterator[Any]:
+    """The file at `path` of a source, with `size()` and `read_at(nbytes, offset)`; errors as of `foreign_data`."""
+    with foreign_data("missing"):
+        place = locate(base, path)
+    with foreign_data("unreadable"):
+        file = place.open() if isinstance(place, Location) else _LocalFile(place)
+    with file:
+        yield file
+
+
+class _LocalFile:
+    """A regular file of this machine, with the words of `pyarrow.NativeFile`; it is not mapped: it may shrink."""
+
+    def __init__(self, path: bytes) -> None:
+        # Without O_NONBLOCK, opening a pipe would wait for somebody who writes to it.
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(self._status.st_mode):
+            os.close(self._descriptor)
+            raise RejectedImageError("irregular")
+
+    def __enter__(self) -> "_LocalFile":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        os.close(self._descriptor)
+
+    def size(self) -> int:
+        return self._status.st_size
+
+    def read_at(self, nbytes: int, offset: int) -> bytes:
+        """At most `nbytes` bytes from `offset` on; fewer only at the end."""
+        parts = [os.pread(self._descriptor, nbytes, offset)]
+        while parts[-1] and (missing := nbytes - sum(map(len, parts))):  # One call gives at most 2 GiB.
+            parts.append(os.pread(self._descriptor, missing, offset + nbytes - missing))
+        return parts[0] if len(parts) == 1 else b"".join(parts)
