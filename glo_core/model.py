@@ -10,6 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from glo_core.checkpoint.layout import MARK
+from glo_core.checkpoint.reader import Checkpoint
+from glo_core.checkpoint.run_record import read_run_record
 from glo_core.codes.config import ResolvedCodeConfig
 from glo_core.codes.pca_init import PcaInit
 from glo_core.codes.ridge import RidgeRegression
@@ -228,7 +231,7 @@ class Model:
 
     def _prior(self, kind: str) -> GaussianPrior:
         fitted = self._run / "prior" / str(self.images_seen) / kind if self._run is not None else None
-        if fitted is not None and (fitted / "prior.json").exists():
+        if fitted is not None and (fitted / "prior.json").exists() and self._is_of_checkpoint(fitted.parent):
             return GaussianPrior.load(fitted)
         if kind in get_args(Kind):
             return GaussianPrior.fit(kind, Moments.of(self._codes[1]), self.projection)  # type: ignore[arg-type]
@@ -238,6 +241,13 @@ class Model:
             f"`prior` (={kind}): the checkpoint at {self.images_seen} images has no prior of this name{elsewhere}; "
             f"take {', '.join(get_args(Kind))}, or run jobs/fit_prior.py"
         )
+
+    def _is_of_checkpoint(self, prior: Path) -> bool:
+        """Whether `prior`, a directory, was made from this checkpoint and not from another one of as many images."""
+        checkpoint, record = prior.parents[1] / "checkpoints" / prior.name, read_run_record(prior)
+        if record is None or not (checkpoint / MARK).exists():
+            return True
+        return record.inputs.get("checkpoint") == Checkpoint(checkpoint).digest
 
     @functools.cached_property
     def _code_sample(self) -> torch.Tensor:

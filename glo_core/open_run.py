@@ -8,9 +8,8 @@ import torch
 
 from glo_core.checkpoint.layout import committed_checkpoints
 from glo_core.checkpoint.reader import Checkpoint
-from glo_core.checkpoint.run_record import read_run_record
+from glo_core.checkpoint.run_dataset import find_dataset
 from glo_core.common.errors import CheckpointError, UserError
-from glo_core.common.location import Location
 from glo_core.data.dataset import Dataset
 from glo_core.data.image_source import ImageSource, TensorImages, image_tensor
 from glo_core.model import Model
@@ -31,7 +30,7 @@ def load(
         images_seen: of the checkpoint, which is the newest by default.
         images: the training images of a run that was trained on a tensor, in the same order; only `images`,
             `neighbors` and `invert` use them. A run that was trained on a dataset has recorded where it is; give the
-            `Dataset` if it has moved.
+            `Dataset` if it has moved without the run.
         decoder: of a run whose decoder is of your own: the module, or the name package.module:Class of its class.
         device: where to decode; by default the GPU if there is one.
 
@@ -43,7 +42,7 @@ def load(
     directory = Path(run).expanduser()
     checkpoint = _open(directory, images_seen)
     module, kind = (None, decoder) if isinstance(decoder, str) else (decoder, None)
-    images = _recorded_dataset(directory) if images is None else images
+    images = find_dataset(directory, checkpoint.snapshot) if images is None else images
     source, dataset = (None, None) if images is None else training_images(images, checkpoint)
     return Model(
         checkpoint.decoder(module, kind).to(device or default_device()),
@@ -100,12 +99,3 @@ def _open(run: Path, images_seen: int | None) -> Checkpoint:
     if str(images_seen) not in names:
         raise CheckpointError(f"{run}: no checkpoint at {images_seen} images; it has {', '.join(names) or 'none'}")
     return Checkpoint(run / "checkpoints" / str(images_seen))
-
-
-def _recorded_dataset(run: Path) -> Dataset | None:
-    """The dataset that a run has recorded; None if it has none, or the dataset is not there any more."""
-    record = read_run_record(run)
-    place = record.paths.get("dataset") if record is not None else None
-    if place is None or not (Location(place) / "dataset.json").exists():
-        return None
-    return Dataset.open(place)

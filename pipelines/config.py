@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from glo_core.common.config import AllInt, Config, MustExist, OffText
+from glo_core.common.config import AllInt, Config, MustExist, NoneWord, OffText
 from glo_core.common.limits import LARGEST_SEED, MANY, require_at_most
 from glo_core.common.location import Location
 from glo_core.dataset_format.config import DatasetConfig
@@ -40,12 +40,14 @@ class RenderJob(RenderConfig, TrackingConfig):
     """Render the grids of a run's newest checkpoint and its priors."""
 
     example = "python jobs/render.py --run ~/staged/run"
-    common_flags = ("columns", "rows", "neighbors", "seed", "tracking_uri", "experiment")
+    common_flags = ("columns", "rows", "neighbors", "seed", "dataset", "tracking_uri", "experiment")
 
     run: Annotated[Path, MustExist]
     """Directory of the run"""
     decoder_kind: OffText = None
     """Class of a decoder of your own, package.module:Class, as `decoder.kind` named it in training"""
+    dataset: Annotated[Location | None, NoneWord("auto"), MustExist] = None
+    """Where the dataset is, if it has moved; auto: where the run says, or in the same place beside a moved run"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +69,14 @@ class EvaluateJob(EvaluateConfig, TrackingConfig):
     """Measure a run's newest checkpoint on its training images and on held-out ones, beside PCA."""
 
     example = "python jobs/evaluate.py --run ~/staged/run"
-    common_flags = ("held_out", "restarts", "steps", "learning_rate", "seed", "tracking_uri", "experiment")
+    common_flags = ("held_out", "restarts", "steps", "learning_rate", "seed", "dataset", "tracking_uri", "experiment")
 
     run: Annotated[Path, MustExist]
     """Directory of the run"""
     decoder_kind: OffText = None
     """Class of a decoder of your own, package.module:Class, as `decoder.kind` named it in training"""
+    dataset: Annotated[Location | None, NoneWord("auto"), MustExist] = None
+    """Where the dataset is, if it has moved; auto: where the run says, or in the same place beside a moved run"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from glo_core.checkpoint.reader import Checkpoint
@@ -33,16 +34,19 @@ def fit_prior(job: FitPriorJob) -> Path:
     checkpoint = Checkpoint.latest(job.run)
     directory = FIT_PRIOR.directory(job.run, checkpoint)
 
-    def fit(stage: Stage[FitPriorDone]) -> FitPriorDone:
-        tasks = [shard_moments.remote(str(checkpoint.directory), shard) for shard in range(checkpoint.code_shards)]
-        moments = functools.reduce(Moments.merge, task_results(tasks))
-        for kind in job.kinds:
-            GaussianPrior.fit(kind, moments, checkpoint.code_config.projection).save(directory / kind)
-        stage.progress.metrics(_metrics(moments), checkpoint.position.images_seen)
-        log.info("%s fitted to %d codes, in %s", ", ".join(job.kinds), moments.count, directory)
-        return FitPriorDone(kinds=job.kinds, codes=moments.count)
+    def prepare(stage: Stage[FitPriorDone]) -> Callable[[], FitPriorDone]:
+        def fit() -> FitPriorDone:
+            tasks = [shard_moments.remote(str(checkpoint.directory), shard) for shard in range(checkpoint.code_shards)]
+            moments = functools.reduce(Moments.merge, task_results(tasks))
+            for kind in job.kinds:
+                GaussianPrior.fit(kind, moments, checkpoint.code_config.projection).save(directory / kind)
+            stage.progress.metrics(_metrics(moments), checkpoint.position.images_seen)
+            log.info("%s fitted to %d codes, in %s", ", ".join(job.kinds), moments.count, directory)
+            return FitPriorDone(kinds=job.kinds, codes=moments.count)
 
-    FIT_PRIOR.run(job, job.run, checkpoint, fit)
+        return fit
+
+    FIT_PRIOR.run(job, job.run, checkpoint, prepare)
     return directory
 
 

@@ -29,6 +29,7 @@ def run_pipeline(job: PipelineJob) -> None:
     dataset, run = Location(job.root / "dataset"), job.root / "run"
     inputs: dict[str, Any] = {"input": job.input, "list_stores": job.list_stores}
     tracking: dict[str, Any] = {"tracking_uri": job.tracking_uri, "experiment": job.experiment}
+    places: dict[str, Any] = {"run": run, "dataset": dataset, "decoder_kind": job.train.decoder.kind}
     with shared_ray_session():
         with settings_of_stage("preprocess", dataset="root", input="input", list_stores="list_stores", **_TRACKING):
             from pipelines.preprocess.job import preprocess  # Each stage when it is its turn: PyTorch takes seconds.
@@ -42,17 +43,20 @@ def run_pipeline(job: PipelineJob) -> None:
             from pipelines.fit_prior import fit_prior
 
             fit_prior(FitPriorJob(run=run, **_fields(job.fit_prior), **tracking))
-        with settings_of_stage("render", run="root", decoder_kind="train.decoder.kind", **_TRACKING):
+        with settings_of_stage("render", dataset="root", run="root", decoder_kind="train.decoder.kind", **_TRACKING):
             from pipelines.render import render
 
-            grids = render(RenderJob(run=run, decoder_kind=job.train.decoder.kind, **_fields(job.render), **tracking))
+            grids = render(
+                RenderJob(
+                    run=run, dataset=dataset, decoder_kind=job.train.decoder.kind, **_fields(job.render), **tracking
+                )
+            )
         metrics = PipelineMetrics(images_seen=done.images_seen, psnr=done.psnr, pca_psnr=done.pca_psnr)
         write_record(job.root / "metrics.json", metrics)
-        with settings_of_stage("evaluate", run="root", decoder_kind="train.decoder.kind", **_TRACKING):
+        with settings_of_stage("evaluate", dataset="root", run="root", decoder_kind="train.decoder.kind", **_TRACKING):
             from pipelines.evaluate import evaluate
 
-            kind = job.train.decoder.kind
-            quality = evaluate(EvaluateJob(run=run, decoder_kind=kind, **_fields(job.evaluate), **tracking))
+            quality = evaluate(EvaluateJob(**places, **_fields(job.evaluate), **tracking))
     metrics = dataclasses.replace(metrics, train=quality.train, held_out=quality.held_out)
     write_record(job.root / "metrics.json", metrics)
     print(f"\nmetrics  {job.root / 'metrics.json'}: {json.dumps(dataclasses.asdict(metrics))}")

@@ -4,7 +4,7 @@ A rank reads the record batches of its own shards and nothing else.
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,8 +37,18 @@ class BlockImages:
     Of a remote dataset, the record batches of `shards` are copied to this node's temporary directory first.
     """
 
-    def __init__(self, dataset: "Dataset", shards: Sequence[int], *, holdout: bool = False) -> None:
-        """Map the training images of `shards`, in that order, or all held-out images.
+    def __init__(
+        self,
+        dataset: "Dataset",
+        shards: Sequence[int],
+        *,
+        holdout: bool = False,
+        blocks: Collection[str] | None = None,
+    ) -> None:
+        """Map the training images of `shards`, in that order, or the held-out images.
+
+        Args:
+            blocks: names of the blocks that are opened; None for all.
 
         Raises:
             DatasetError: if a block is missing or damaged.
@@ -49,7 +59,8 @@ class BlockImages:
         self.snapshot = dataset.digest
         self._dataset = dataset
         batches: Sequence[int] = [dataset.config.code_shards] if holdout else self.shards
-        readers = [open_block(path, dataset.config) for path in dataset.block_paths()]
+        paths = [path for path in dataset.block_paths() if blocks is None or path.name in blocks]
+        readers = [open_block(path, dataset.config) for path in paths]
         if dataset.path.remote:
             self._scratch = tempfile.TemporaryDirectory(prefix="glo-blocks-")
             readers = [_local_copy(reader, batches, Path(self._scratch.name)) for reader in readers]
@@ -151,6 +162,6 @@ class Dataset:
         """The training images of `shards` (default: all)."""
         return BlockImages(self, range(self.config.code_shards) if shards is None else shards)
 
-    def held_out(self) -> BlockImages:
-        """The held-out images."""
-        return BlockImages(self, (), holdout=True)
+    def held_out(self, blocks: Collection[str] | None = None) -> BlockImages:
+        """The held-out images of `blocks`, by name (default: all)."""
+        return BlockImages(self, (), holdout=True, blocks=blocks)

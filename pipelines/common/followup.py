@@ -1,17 +1,23 @@
 """What the stages after training share: each works on a run's newest checkpoint, and once for each checkpoint."""
 
+import contextlib
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic
+from typing import Any, Generic
 
 from glo_core.checkpoint.reader import Checkpoint
+from glo_core.checkpoint.run_dataset import dataset_of_run
 from glo_core.common.config import Config
-from glo_core.common.errors import CheckpointError
+from glo_core.common.errors import CheckpointError, UserError
+from glo_core.common.file_lock import file_lock
+from glo_core.common.location import Location
+from glo_core.common.records import write_record
 from glo_core.data.dataset import Dataset
 from pipelines.common.ray_session import ray_session
-from pipelines.common.records import RUN_FILE, read_run_record
+from pipelines.common.records import RUN_FILE, RunRecord, read_run_record
 from pipelines.common.stage import DoneT, Input, Stage, identity_of, open_stage, run_id_of
 from pipelines.common.tracking import TrackingConfig
 
@@ -36,18 +42,23 @@ class FollowUp(Generic[DoneT]):
         job: TrackingConfig,
         run: Path,
         checkpoint: Checkpoint,
-        work: Callable[[Stage[DoneT]], DoneT],
+        prepare: Callable[[Stage[DoneT]], Callable[[], DoneT]],
         inputs: Mapping[str, Input] | None = None,
     ) -> DoneT:
-        """What `done.json` holds: of an earlier command, or else what `work` returns, called while Ray is connected.
+        """What `done.json` holds: of an earlier command, or else of the work that is done now.
+
+        Results for another checkpoint of as many images seen, or for other inputs, are set aside.
 
         Args:
             job: of the class that `config_type` is a base of.
             run: directory of the run.
+            prepare: opens what the work needs, and returns the work, which is called while Ray is connected. A
+                finished stage opens nothing.
             inputs: what the results depend on beside `checkpoint`, by name.
 
         Raises:
-            UserError: as of `open_stage`, `ray_session` and `work`, or if MLflow does not answer.
+            UserError: as of `open_stage`, `ray_session`, `prepare` and its work, or if MLflow does not answer at the
+                beginning.
         """
         directory = self.directory(run, checkpoint)
         newest = Input(checkpoint.directory, checkpoint.digest, run_id_of(run))
@@ -59,29 +70,43 @@ class FollowUp(Generic[DoneT]):
             inputs={"checkpoint": newest, **(inputs or {})},
             done_type=self.done_type,
             tracking=job,
+            sets_aside=True,
         ) as stage:
             if stage.done is not None:
                 logging.getLogger(f"glo.{self.name}").info("%s is up to date", directory)
                 stage.send_rest()
                 return stage.done
+            work = prepare(stage)
             stage.begin(stage.record.identity)
             with ray_session():
-                done = work(stage)
+                done = work()
             stage.finish(done)
         return done
 
 
-def dataset_of(run: Path, checkpoint: Checkpoint) -> Dataset:
-    """The dataset that `run` trains on, at the snapshot of `checkpoint`.
+def open_dataset(stage: Stage[Any], run: Path, checkpoint: Checkpoint, place: Location | None) -> Dataset:
+    """The dataset that `run` was trained on, at the snapshot of `checkpoint`; the records get its place.
+
+    Args:
+        place: where it is; None looks as `dataset_of_run` does.
 
     Raises:
         CheckpointError: if the run has no whole record.
-        UserError: if the dataset is not where it was, or lost that snapshot.
+        UserError: if the dataset is nowhere, damaged, or another one.
     """
+    dataset = dataset_of_run(run, checkpoint.snapshot, place)
+    stage.record = _with_dataset(stage.record, dataset)
     record = read_run_record(run)
-    if record is None or "dataset" not in record.paths:
-        raise CheckpointError(f"{run / RUN_FILE}: does not say where the dataset lies; copy it back")
-    return Dataset.open(record.paths["dataset"]).at(checkpoint.snapshot)
+    if record is not None and record != _with_dataset(record, dataset):
+        logging.getLogger(f"glo.{stage.name}").info("the dataset of %s is now %s", run, dataset.path)
+        # A run that trains now, or that is not ours to write, keeps its record.
+        with contextlib.suppress(UserError, OSError), file_lock(run, CheckpointError):
+            write_record(run / RUN_FILE, _with_dataset(record, dataset))
+    return dataset
+
+
+def _with_dataset(record: RunRecord, dataset: Dataset) -> RunRecord:
+    return dataclasses.replace(record, paths={**record.paths, "dataset": str(dataset.path.absolute())})
 
 
 def shard_groups(code_shards: int) -> list[list[int]]:

@@ -6,11 +6,14 @@ settings or inputs other than those in its record are refused in one line.
 
 import contextlib
 import dataclasses
+import logging
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from glo_core.common.digests import digest_json
 from glo_core.common.errors import CheckpointError
 from glo_core.common.file_lock import file_lock
 from glo_core.common.files import differences
@@ -132,6 +135,7 @@ def open_stage(
     inputs: Mapping[str, Input],
     done_type: type[DoneT],
     tracking: TrackingConfig,
+    sets_aside: bool = False,
 ) -> Iterator[Stage[DoneT]]:
     """Lock `directory` and compare its record with what is requested.
 
@@ -139,6 +143,7 @@ def open_stage(
         root: home of the default MLflow database.
         identity: whatever decides the result, as JSON has it; never paths, worker counts or devices.
         done_type: what `done.json` holds.
+        sets_aside: whether results of other inputs are moved to a directory beside, and not refused.
 
     Raises:
         CheckpointError: if the directory is in use, its records are damaged, or it holds the outcome of other
@@ -146,11 +151,15 @@ def open_stage(
     """
     with file_lock(directory, CheckpointError):
         saved = read_run_record(directory)
+        digests = {key: source.digest for key, source in inputs.items()}
+        if sets_aside and saved is not None and saved.stage == name and saved.inputs != digests:
+            set_aside(directory, saved)
+            saved = None
         record = RunRecord(
             stage=name,
             identity=dict(identity),
-            inputs={key: source.digest for key, source in inputs.items()},
-            paths={key: str(source.path) for key, source in inputs.items()},
+            inputs=digests,
+            paths={**(saved.paths if saved else {}), **{key: str(source.path) for key, source in inputs.items()}},
             versions=library_versions(),
             mlflow_run_id=saved.mlflow_run_id if saved else None,
             phases=saved.phases if saved else (),
@@ -160,6 +169,9 @@ def open_stage(
         finished = saved is not None and (directory / DONE_FILE).exists()
         done = read_record(directory / DONE_FILE, done_type) if finished else None
         stage = Stage(name, directory, root, inputs, record=record, done=done, tracking=tracking)
+        if saved is not None and saved.paths != record.paths:
+            with contextlib.suppress(OSError):  # What is read-only stays as it is.
+                write_record(directory / RUN_FILE, dataclasses.replace(saved, paths=record.paths))
         try:
             yield stage
         except (SystemExit, KeyboardInterrupt):
@@ -168,6 +180,25 @@ def open_stage(
         except BaseException:
             stage.end_run("FAILED")
             raise
+
+
+def set_aside(directory: Path, saved: RunRecord) -> None:
+    """Move a stage's results to a directory beside, which is named after the digest of their inputs.
+
+    What training draws into the same directory stays. Done half, it is done again by the next command.
+    """
+    target = directory.with_name(f"{directory.name}-{digest_json(saved.inputs)[:8]}")
+    target.mkdir(exist_ok=True)
+    # First the mark that they are finished, and last the record that says whose they are.
+    order = {DONE_FILE: 0, RUN_FILE: 2}
+    for path in sorted(directory.iterdir(), key=lambda path: order.get(path.name, 1)):
+        if path.name != ".lock" and not path.name.startswith("training_"):
+            if (target / path.name).is_dir():
+                shutil.rmtree(target / path.name)
+            path.replace(target / path.name)
+    logging.getLogger(f"glo.{saved.stage}").info(
+        "%s held results of other inputs, which are now in %s", directory, target
+    )
 
 
 def _require_same(directory: Path, saved: RunRecord, requested: RunRecord) -> None:

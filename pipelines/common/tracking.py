@@ -20,6 +20,7 @@ from glo_core.common.config import AutoText, Config
 from glo_core.common.credentials import redact
 from glo_core.common.errors import ConfigError, UserError
 from glo_core.common.location import Location
+from pipelines.common.moved_database import ARTIFACTS, follow_artifacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +276,7 @@ def _connect(uri: str, experiment: str) -> tuple[Any, str]:
     local = Path(uri.removeprefix("sqlite:///")).absolute().parent if uri.startswith("sqlite:///") else None
     if local is not None:
         local.mkdir(parents=True, exist_ok=True)
+        follow_artifacts(Path(uri.removeprefix("sqlite:///")).absolute())
     given = "MLFLOW_TRACKING_URI" in os.environ
     mlflow.set_tracking_uri(uri)
     if not given:  # MLflow has set it, as if the user had said where the next runs of this process go.
@@ -289,7 +291,7 @@ def _experiment(client: Any, name: str, root: Path | None) -> str:
     if experiment is not None:
         return str(experiment.experiment_id)
     # Beside a local database the artifacts belong beside it too, not in the working directory.
-    location = (root / "mlartifacts").as_uri() if root else None
+    location = (root / ARTIFACTS).as_uri() if root else None
     return str(client.create_experiment(name, artifact_location=location))
 
 

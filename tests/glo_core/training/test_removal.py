@@ -107,6 +107,7 @@ def test_an_interrupted_phase_goes_on_without_them(
     assert sorted(codes_by_id(tmp_path / "run")) == sorted(set(before) - set(removed))
 
 
+@pytest.mark.usefixtures("session")
 def test_grids_of_an_older_checkpoint_show_none_of_them(dataset: Path, tmp_path: Path) -> None:
     images = glo.Dataset.open(dataset).images()
     glo.train_phase(CONFIG, images, glo.Phase(target=60), run=tmp_path / "run")
@@ -115,7 +116,7 @@ def test_grids_of_an_older_checkpoint_show_none_of_them(dataset: Path, tmp_path:
     remove(dataset, removed)
     older = glo.Dataset.open(dataset).at(checkpoint.snapshot)
     renderer = GridRenderer(RenderJob(run=tmp_path / "run", rows=8, columns=8), older, checkpoint, {})
-    assert sorted(renderer.ids.tolist()) == sorted(set(images.ids.tolist()) - set(removed))
+    assert sorted(renderer.chosen.ids.tolist()) == sorted(set(images.ids.tolist()) - set(removed))
     picture = renderer.reconstructions()
     first = np.asarray(picture)[:SIDE, :SIDE]
-    assert np.array_equal(first.reshape(SIDE, SIDE), take_ids(images, renderer.ids[:1])[0, :, :, 0])
+    assert np.array_equal(first.reshape(SIDE, SIDE), take_ids(images, renderer.chosen.ids[:1])[0, :, :, 0])

@@ -83,7 +83,7 @@ TRAIN_PLACES = {"dataset", "run", "warm_start"}
 
 RENDER_IDENTITY = {"columns": 3, "rows": 3, "neighbors": 2, "seed": 1}
 EVALUATE_IDENTITY = {"held_out": 3, "restarts": 2, "steps": 7, "learning_rate": 0.25, "seed": 1}
-DECODING_EXECUTION = TRACKING | {"decoder_kind": "own_decoders:Own"}
+DECODING_EXECUTION = TRACKING | {"decoder_kind": "own_decoders:Own", "dataset": Location("/moved/dataset")}
 """Fields of a stage that decodes, which leave its result alone"""
 FIT_PRIOR_IDENTITY = {"kinds": ("unit",)}
 
