@@ -114,9 +114,12 @@ def sample_images(dataset: Location, snapshot: Snapshot, config: ResolvedDataset
 def _rejected(dataset: Location, number: int) -> list[str]:
     """A line for each file that a snapshot rejected, the first thousand."""
     lines: list[str] = []
+    rest = 0
     for table in read_parts(dataset, ["source", "path", "member", "status", "reason", "detail"], of=number):
-        for row in table.filter(pc.equal(table.column("status"), "rejected")).to_pylist():
+        rejected = table.filter(pc.equal(table.column("status"), "rejected"))
+        listed = rejected.slice(0, NAMES_LISTED - len(lines))
+        rest += len(rejected) - len(listed)
+        for row in listed.to_pylist():
             detail = f" ({row['detail']})" if row["detail"] else ""
             lines.append(f"{display_name(row['source'], row['path'], row['member'])}: {row['reason']}{detail}")
-    rest = len(lines) - NAMES_LISTED
-    return lines[:NAMES_LISTED] + ([f"... and {rest} more: see the manifest"] if rest > 0 else [])
+    return lines + ([f"... and {rest} more: see the manifest"] if rest else [])
