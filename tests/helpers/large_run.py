@@ -20,7 +20,7 @@ from glo_core.checkpoint.layout import CODES_METADATA, MARK, CheckpointRecord, P
 from glo_core.common.digests import digest_file
 from glo_core.common.location import Location
 from glo_core.common.records import read_record, write_record
-from glo_core.dataset_format.blocks import write_block
+from glo_core.dataset_format.blocks import BlockEntry, write_block
 from glo_core.dataset_format.config import ResolvedDatasetConfig
 from glo_core.dataset_format.records import write_config
 from glo_core.dataset_format.snapshots import Snapshot, SnapshotCounts, snapshot_path
@@ -63,7 +63,7 @@ def _write_dataset(place: Location, ids: np.ndarray, held_out: np.ndarray, rando
     for folder in ("blocks", "snapshots", "manifest"):
         (place.path / folder).mkdir(parents=True)
     write_config(place, config)
-    blocks = []
+    blocks: list[BlockEntry] = []
     for first in range(0, len(ids), ROWS_OF_A_BLOCK):
         rows = slice(first, min(first + ROWS_OF_A_BLOCK, len(ids)))
         pixels = random.integers(0, 256, (len(ids[rows]), SIDE, SIDE, 1), np.uint8)
