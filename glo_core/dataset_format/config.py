@@ -28,7 +28,7 @@ class DecodePolicy(Config):
     max_bytes: int = 1 << 30
     """Largest file in bytes that is read, or member of a tar or table"""
     max_pixels: int = 100_000_000
-    """Largest width times height that is decoded: a guard against decompression bombs"""
+    """Largest width times height after libjpeg's scaling; the memory that pixels take is bounded as well"""
     min_side: int = 1
     """Shortest side in pixels that is accepted"""
     allow_truncated: bool = False

@@ -3,20 +3,23 @@
 import struct
 from dataclasses import dataclass, field
 
+import numpy as np
 import simplejpeg
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from glo_core.common.arrays import UInt8Array
 from glo_core.dataset_format.config import ResolvedDatasetConfig
 from glo_core.dataset_format.pixels import color, exif
-from glo_core.dataset_format.pixels.jpeg_scans import is_complete, only_padding
+from glo_core.dataset_format.pixels.jpeg_scans import has_zeroed_part, is_complete, only_padding
+from glo_core.dataset_format.pixels.pillow import open_picture
 from glo_core.dataset_format.pixels.raster import Raster, check_memory, check_size
 from glo_core.dataset_format.rejection import RejectedImageError
 
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 _SOS, _COM, _APP0, _APP1, _APP2, _APP14, _APP15 = 0xDA, 0xFE, 0xE0, 0xE1, 0xE2, 0xEE, 0xEF
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
-_PROGRESSIVE, _ARITHMETIC = frozenset({0xC2, 0xCA}), frozenset(range(0xC9, 0xD0))
+_SEQUENTIAL, _PROGRESSIVE, _ARITHMETIC = frozenset({0xC0, 0xC1}), frozenset({0xC2, 0xCA}), frozenset(range(0xC9, 0xD0))
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 _JFIF = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
 _MAX_SCANS = 200
@@ -174,14 +177,16 @@ def _decode(frame: _Frame, data: bytes, mode: str, size: tuple[int, int], policy
     # What is no table is left out: metadata are no reason to reject. A second end mark makes up for a missing one.
     stream = b"".join((_SOI, frame.jfif, _adobe(frame), *frame.tables, data[frame.scan :], _EOI))
 
-    strict = not policy.allow_truncated
+    strict, several = not policy.allow_truncated, _buffered(frame, data)
     try:
         pixels = _libjpeg(stream, mode, size, strict)
     except RejectedImageError as error:
         if not strict or not only_padding(error.detail, data, frame.scan):
             raise
         pixels = _libjpeg(stream, mode, size, strict=False)
-    if strict and _buffered(frame, data) and not is_complete(data, frame.scan, frame.components):
+    if strict and frame.kind in _SEQUENTIAL and not several and has_zeroed_part(data, frame.scan, frame.tables):
+        raise RejectedImageError("broken", "zeros in the midst of a scan")
+    if strict and several and not is_complete(data, frame.scan, frame.components):
         raise RejectedImageError("truncated", "scans are missing")
     return pixels
 
@@ -190,8 +195,21 @@ def _libjpeg(stream: bytes, mode: str, size: tuple[int, int], strict: bool) -> U
     try:
         pixels = simplejpeg.decode_jpeg(stream, mode, min_width=size[0], min_height=size[1], strict=strict)
     except ValueError as error:  # libjpeg's errors and, if strict, its warnings
+        if "subsampling level" in str(error):
+            return _by_pillow(stream, mode, size)
         raise RejectedImageError("truncated" if "remature end" in str(error) else "broken", str(error)) from None
     return pixels
+
+
+def _by_pillow(stream: bytes, mode: str, size: tuple[int, int]) -> UInt8Array:
+    """The pixels of a file whose colors are sampled in a way that TurboJPEG has no name for."""
+    image = open_picture(stream, "JPEG")
+    assert isinstance(image, JpegImageFile)
+    image.draft("L" if mode == "GRAY" else "RGB", size)
+    image.load()
+    pixels = np.asarray(image)
+    # Pillow takes every file for one of Adobe's, whose CMYK is inverted.
+    return 255 - pixels if mode == "CMYK" else pixels.reshape(*pixels.shape[:2], -1)
 
 
 def _buffered(frame: _Frame, data: bytes) -> bool:

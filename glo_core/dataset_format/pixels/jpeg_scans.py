@@ -1,9 +1,10 @@
-"""What the scans of a JPEG tell beyond libjpeg's warnings: bytes that only pad, and scans that never came."""
+"""What the scans of a JPEG tell beyond libjpeg's warnings: padding, zeros in their midst, scans that never came."""
 
 import re
 from collections.abc import Iterator, Sequence
 
-_SOS, _EOI = 0xDA, 0xD9
+_SOS, _EOI, _DHT = 0xDA, 0xD9, 0xC4
+_END_OF_BLOCK = 0
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 """What ends a scan: a marker that is neither a stuffed byte nor a restart."""
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
@@ -50,3 +51,31 @@ def _markers(data: bytes, at: int) -> Iterator[tuple[int, int]]:
             return
         # A segment is skipped: its bytes may look like markers.
         at = match.start() + 2 + int.from_bytes(data[match.start() + 2 : match.start() + 4], "big")
+
+
+def has_zeroed_part(data: bytes, scan: int, tables: Sequence[bytes]) -> bool:
+    """Whether a part of the only, sequential scan was overwritten with zeros, as lost blocks of a disk or download are.
+
+    Zeros are valid codes, and a decoder often finds its way again behind them without a warning. Where the code of
+    zeros is no end of a block, a long run of them stands for a block of 63 equal coefficients, which no picture has.
+    """
+    codes = [code for segment in tables if segment[1] == _DHT for code in _zero_codes(segment[4:])]
+    # A coefficient takes the bits of its code and, by the symbol's lower half, those of its value.
+    blocks = [63 * (length + (symbol & 15)) for symbol, length in codes if symbol != _END_OF_BLOCK]
+    if not blocks:
+        return False
+    # So many zero bytes hold one such block whole, wherever they begin.
+    start = data.find(bytes(2 * max(blocks) // 8 + 8), scan)
+    if start < 0:
+        return False
+    end = data.find(b"\xff\xd9", scan)
+    return bool(data[start : end if end >= 0 else len(data)].strip(b"\0"))
+
+
+def _zero_codes(tables: bytes) -> Iterator[tuple[int, int]]:
+    """Symbol and length in bits of the code that is all zeros, of each table of AC coefficients in a segment."""
+    while len(tables) >= 17:
+        counts = tables[1:17]
+        if tables[0] >> 4 == 1 and len(tables) > 17 and any(counts):
+            yield tables[17], next(length for length, count in enumerate(counts, 1) if count)
+        tables = tables[17 + sum(counts) :]

@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from glo_core.common.arrays import BoolArray
 from glo_core.dataset_format.config import ResolvedDatasetConfig
@@ -22,8 +22,15 @@ Matches = Callable[[int, int], BoolArray]
 
 
 def open_picture(stream: bytes, kind: Format) -> ImageFile.ImageFile:
-    """Open an image of `kind`, with its size and mode, and nothing decoded yet."""
-    return Image.open(io.BytesIO(stream), formats=(kind,))
+    """Open an image of `kind`, with its size and mode, and nothing decoded yet.
+
+    Raises:
+        OSError: where its header cannot be read; other exceptions of Pillow's too.
+    """
+    try:
+        return Image.open(io.BytesIO(stream), formats=(kind,))
+    except UnidentifiedImageError:  # Its text has an address in memory.
+        raise OSError("the header cannot be read") from None
 
 
 def bytes_per_pixel(image: Image.Image) -> int:

@@ -20,10 +20,11 @@ from glo_core.dataset_format.pixels import exif
 from glo_core.dataset_format.pixels.pillow import Matches, open_picture, raster_of, with_transparent_color
 from glo_core.dataset_format.pixels.raster import Raster, check_memory, check_size
 from glo_core.dataset_format.pixels.samples import divided_by_257
-from glo_core.dataset_format.rejection import Reason, RejectedImageError
+from glo_core.dataset_format.rejection import RejectedImageError
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PICTURE = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
+_PICTURE = frozenset({b"IHDR", b"IDAT"})
+_OF_PALETTE = frozenset({b"PLTE", b"tRNS"})
 _GRAY, _RGB, _PALETTE, _GRAY_ALPHA, _RGB_ALPHA = 0, 2, 3, 4, 6
 """Kinds of color, by their numbers in the header"""
 _BYTES = {_GRAY: 1, _PALETTE: 1}
@@ -42,6 +43,11 @@ class _Chunks:
     exif: bytes = b""
     picture: list[bytes] = field(default_factory=list)
     """The chunks that make up the picture, whole"""
+
+    @property
+    def kind(self) -> int:
+        """The kind of color; -1 before the header."""
+        return self.header[9] if len(self.header) > 9 else -1
 
 
 def open_png(data: bytes, policy: ResolvedDatasetConfig) -> Raster:
@@ -84,17 +90,20 @@ def _read_chunks(data: bytes, checked: bool) -> _Chunks:
     chunks = _Chunks()
     for name, start, end in _walk(data):
         body = data[start + 8 : end - 4]
-        if name in _PICTURE:
-            if checked and zlib.crc32(data[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
-                reason: Reason = "truncated" if end > len(data) else "broken"
-                raise RejectedImageError(reason, f"chunk {name.decode()} is damaged")
+        if name in _PICTURE or (name in _OF_PALETTE and chunks.kind == _PALETTE):
+            # Of a chunk that is cut short, the decoder says whether pixels are missing.
+            whole = end <= len(data)
+            if (
+                checked
+                and whole
+                and zlib.crc32(data[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big")
+            ):
+                raise RejectedImageError("broken", f"chunk {name.decode()} is damaged")
             chunks.picture.append(data[start:end])
         if name == b"IHDR" and not chunks.header:
             chunks.header = body
         elif name == b"tRNS":
             chunks.transparency = body
-            if chunks.header[9:10] == bytes([_PALETTE]):
-                chunks.picture.append(data[start:end])
         elif name == b"iCCP":
             chunks.profile = _inflated(body)
         elif name == b"eXIf":
@@ -106,11 +115,15 @@ def _walk(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Name, start and end of each chunk; the last one may end behind the data."""
     at = len(_SIGNATURE)
     while at + 8 <= len(data):
-        name, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4], "big")
+        name, end = data[at + 4 : at + 8], at + 12 + _number(data[at : at + 4])
         yield name, at, end
         if name == b"IEND":
             return
         at = end
+
+
+def _number(four: bytes) -> int:
+    return int.from_bytes(four, "big")
 
 
 def _inflated(chunk: bytes) -> bytes:

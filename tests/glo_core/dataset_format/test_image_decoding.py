@@ -1,4 +1,3 @@
-import io
 from typing import Any
 
 import numpy as np
@@ -8,15 +7,11 @@ from PIL import Image, ImageCms, ImageOps
 from glo_core.dataset_format.config import DatasetConfig, ResolvedDatasetConfig
 from glo_core.dataset_format.image_decoding import decode
 from glo_core.dataset_format.rejection import RejectedImageError
+from tests.helpers.color_profiles import adobe_rgb
+from tests.helpers.encode_images import encoded
 
 RGB = ResolvedDatasetConfig(resolution=16, channels=3)
 GRAY = ResolvedDatasetConfig(resolution=16, channels=1)
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format=kind, **options)
-    return buffer.getvalue()
 
 
 def corner(size: tuple[int, int] = (32, 32)) -> Image.Image:
@@ -217,33 +212,6 @@ def test_a_foreign_color_profile_is_converted_and_srgb_is_left_alone() -> None:
     np.testing.assert_array_equal(
         decode(encoded(gray, "PNG", icc_profile=adobe_rgb()), GRAY).pixels, decode(encoded(gray, "PNG"), GRAY).pixels
     )
-
-
-def adobe_rgb() -> bytes:
-    """A matrix profile of Adobe RGB's primaries (1998) and a gamma of 2.2, laid out by hand (ICC.1:2001-04)."""
-
-    def fixed(*values: float) -> bytes:
-        return b"".join(round(v * 65536).to_bytes(4, "big", signed=True) for v in values)
-
-    def xyz(*values: float) -> bytes:
-        return b"XYZ " + bytes(4) + fixed(*values)
-
-    curve = b"curv" + bytes(4) + (1).to_bytes(4, "big") + round(2.2 * 256).to_bytes(2, "big") + bytes(2)
-    text = b"desc" + bytes(4) + (5).to_bytes(4, "big") + b"wide\0" + bytes(79)
-    tags = {
-        b"desc": text, b"cprt": b"text" + bytes(4) + b"none", b"wtpt": xyz(0.9642, 1.0, 0.8249),
-        b"rXYZ": xyz(0.60974, 0.31111, 0.01947), b"gXYZ": xyz(0.20528, 0.62567, 0.06087),
-        b"bXYZ": xyz(0.14919, 0.06322, 0.74457), b"rTRC": curve, b"gTRC": curve, b"bTRC": curve,
-    }  # fmt: skip
-    start = 128 + 4 + 12 * len(tags)
-    table, body = len(tags).to_bytes(4, "big"), b""
-    for name, data in tags.items():
-        table += name + (start + len(body)).to_bytes(4, "big") + len(data).to_bytes(4, "big")
-        body += data + bytes(-len(data) % 4)
-    size = start + len(body)
-    header = size.to_bytes(4, "big") + b"none" + (0x02100000).to_bytes(4, "big") + b"mntrRGB XYZ "
-    header += bytes(12) + b"acsp" + bytes(28) + fixed(0.9642, 1.0, 0.8249) + bytes(48)
-    return header + table + body
 
 
 def test_a_decompression_bomb_is_rejected_before_it_is_decoded() -> None:
