@@ -1,7 +1,8 @@
 """SIGKILL at random moments of preprocessing: blocks, manifest and digest must be those of an undisturbed run.
 
-    python -m benchmarks.preprocess_kills --input DIR --kills 20
+    python -m benchmarks.preprocess_kills --kills 20
 
+The input is a folder of JPEG and PNG files, copies and broken files among them, beside tar shards and a Parquet table.
 One Ray head serves all runs. Each time the job starts on a new dataset directory; at a random moment between the
 creation of the directory and the end that the undisturbed run needed, its driver, or one of its workers, is killed;
 then the same command is run to its end, and every file of blocks/, manifest/ and plans/ is compared byte by byte, and
@@ -10,6 +11,7 @@ the snapshot by its digest, ids and blocks.
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import random
@@ -19,16 +21,47 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
 
 from benchmarks.environment import describe
-from benchmarks.preprocess_speed import gather
 
 COMPARED = ("plans", "blocks", "manifest")
+
+
+def encoded(number: int, kind: str) -> bytes:
+    """An image of 96 px, the same one for the same number."""
+    pixels = np.random.default_rng(number).integers(0, 256, (12, 12, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write_inputs(folder: Path, images: int) -> None:
+    """About `images` images: half of them files, a quarter in tar shards, a quarter in a Parquet table."""
+    half, quarter = images // 2, images // 4
+    (folder / "files").mkdir(parents=True)
+    for number in range(half):
+        data = encoded(number if number % 50 else 0, ("JPEG", "PNG")[number % 2])  # Each 50th is a copy.
+        data = data[: len(data) // 2] if number % 41 == 7 else data
+        (folder / "files" / f"{number:06d}.{('jpg', 'png')[number % 2]}").write_bytes(data)
+    for shard in range(4):
+        with tarfile.open(folder / f"{shard}.tar", "w") as archive:
+            for number in range(half + shard, half + quarter, 4):
+                data = encoded(number, "JPEG")
+                member = tarfile.TarInfo(f"{number:06d}.jpg")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    rows = [{"bytes": encoded(number, "PNG"), "path": f"{number}.png"} for number in range(half + quarter, images)]
+    pq.write_table(pa.table({"image": rows, "label": list(range(len(rows)))}), folder / "table.parquet")
 
 
 def start_head(scratch: Path) -> tuple[subprocess.Popen[bytes], dict[str, str]]:
@@ -74,22 +107,22 @@ def finish(job: subprocess.Popen[bytes]) -> None:
 def state(dataset: Path) -> dict[str, str]:
     """A digest of every file that must be the same, and the snapshot's own."""
     files = [path for name in COMPARED for path in (dataset / name).iterdir()]
-    found = {f"{p.parent.name}/{p.name}": hashlib.blake2b(p.read_bytes()).hexdigest() for p in files}
+    digests = {f"{p.parent.name}/{p.name}": hashlib.blake2b(p.read_bytes()).hexdigest() for p in files}
     snapshots = [json.loads(path.read_text()) for path in sorted((dataset / "snapshots").iterdir())]
-    kept = [{key: s[key] for key in ("digest", "counts", "removed", "blocks", "duplicate_of")} for s in snapshots]
-    return found | {"snapshots": json.dumps(kept)}
+    same = [{key: s[key] for key in ("digest", "counts", "removed", "blocks", "duplicate_of")} for s in snapshots]
+    return digests | {"snapshots": json.dumps(same)}
 
 
 def task_processes(head: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """Workers that run a task of Ray Data at this moment."""
-    found = []
+    processes = []
     for process in psutil.Process(head.pid).children(recursive=True):
         try:
             if "decode_block" in " ".join(process.cmdline()):
-                found.append(process)
+                processes.append(process)
         except psutil.NoSuchProcess:
             continue
-    return found
+    return processes
 
 
 def kill_one(
@@ -114,8 +147,7 @@ def kill_one(
 def main() -> None:
     """Kill the job again and again, and compare the dataset with an undisturbed one."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--input", type=Path, required=True, help="folder of image files")
-    parser.add_argument("--images", type=int, default=8000, help="multiply the input until it has as many files")
+    parser.add_argument("--images", type=int, default=16_000)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -125,7 +157,7 @@ def main() -> None:
     head, environment = start_head(scratch)
     environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{scratch}/mlflow.db"
     try:
-        gather(options.input, scratch / "images", options.images)
+        write_inputs(scratch / "images", options.images)
         for name in ("warm", "whole"):  # The first run also starts Ray's workers, and makes MLflow's database.
             job = start_job(scratch / "images", scratch / name, environment)
             wait_for_start(scratch / name, job)
