@@ -4,8 +4,9 @@
 
 Each input is a real file with some of its bytes changed, cut, repeated, exchanged with another file's, or a header
 field set to an extreme value, by a seeded generator. They are decoded one by one in child processes, each with a time
-limit, so that a crash or a hang names its file; then all of them go through one preprocessing job, whose manifest must
-have a row for every file. Anything wrong is printed with the seed of its mutation and ends the run with exit status 1.
+limit and a bound of memory, so that a crash or a hang names its file; then all of them go through one preprocessing
+job, whose manifest must have a row for every file. Anything wrong is printed with the seed of its mutation and ends the
+run with exit status 1.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from pipelines.preprocess.config import PreprocessJob
 from pipelines.preprocess.job import preprocess
 
 LIMIT_S = 5.0
+LIMIT_MIB = 1024
 EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
 
 
@@ -68,6 +70,12 @@ def mutate(files: Sequence[bytes], seed: int) -> bytes:
     return bytes(data)
 
 
+def peak_mebibytes() -> float:
+    """The most memory that this process has had; `ru_maxrss` would count that of the process that started it too."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
 def decode_some(
     files: Sequence[bytes], seeds: Sequence[int], policies: Sequence[ResolvedDatasetConfig], now: Any, out: Any
 ) -> None:
@@ -83,6 +91,7 @@ def decode_some(
             except RejectedImageError as error:
                 outcome = error.reason
         out.put((seed, outcome, time.perf_counter() - started))
+    out.put((-1, "", peak_mebibytes()))
     out.put(None)
 
 
@@ -104,6 +113,10 @@ def decode_all(files: Sequence[bytes], count: int, cores: int) -> tuple[collecti
                 if (item := out.get()) is None:
                     finished = True
                     break
+                if item[0] < 0:
+                    if item[2] > LIMIT_MIB:
+                        wrong.append(f"a process took {item[2]:.0f} MiB")
+                    continue
                 outcomes[item[1]] += 1
                 longest, worker[4] = max(longest, item[2]), time.perf_counter()
             if finished:

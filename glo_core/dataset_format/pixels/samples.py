@@ -59,5 +59,6 @@ def to_bytes(values: NDArray[Any], scale: float) -> UInt8Array:
     """`values` times `scale`, rounded and kept in 0 to 255, of the same shape."""
     if scale == 1.0 and values.dtype == np.uint8:
         return values
-    scaled = np.nan_to_num(values.astype(np.float64), nan=0.0) * scale
+    # float32 is exact for integers of 16 bits, and more than enough for 8 bits of floats.
+    scaled = np.nan_to_num(values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64), nan=0.0) * scale
     return scaled.round().clip(0, 255).astype(np.uint8)

@@ -52,7 +52,8 @@ def open_tiff(data: bytes, policy: ResolvedDatasetConfig) -> Raster:
         # Old-style JPEG points into its own file.
         stream = data if layout.compression == _OLD_JPEG else without_other_tags(directory, layout, _FOR_PILLOW)
         image = open_picture(stream, "TIFF")
-        check_memory(*image.size, image.width * image.height * (bytes_per_pixel(image) + 4), policy)
+        needed = image.width * image.height * (bytes_per_pixel(image) + 4)
+        check_memory(*image.size, needed + layout.part_bytes, policy)
         image.load()
         return raster_of(image, policy, orientation=turned if stream is not data else exif.UPRIGHT, profile=profile)
     if colors not in _COLORS or layout.samples < _COLORS[colors]:
@@ -67,8 +68,7 @@ class _Picture:
         self._directory, self._layout, self._colors, self._policy = directory, layout, colors, policy
         self._type = sample_type(layout.bits, directory.value(tags.SAMPLE_FORMAT, 1), directory.order)
         needed = layout.row_bytes * layout.height * layout.planes
-        strip = layout.row_bytes * (layout.tile[1] if layout.tile else layout.rows_per_strip)
-        check_memory(layout.width, layout.height, needed + len(directory.data) + strip, policy)
+        check_memory(layout.width, layout.height, needed + len(directory.data) + layout.part_bytes, policy)
         self._planes = []
         for plane in range(layout.planes):
             image = open_picture(plane_as_bytes(directory, layout, plane), "TIFF")

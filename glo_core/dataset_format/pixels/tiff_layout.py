@@ -56,6 +56,11 @@ class Layout:
         return -(-self.unit * (1 if self.separate else self.samples) * self.bits // 8)
 
     @property
+    def part_bytes(self) -> int:
+        """Bytes of a whole strip, or tile, decompressed."""
+        return self.unit_bytes * (self.tile[1] if self.tile else self.rows_per_strip)
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of a row of one plane, tiles' padding included."""
         return self.unit_bytes * self.across
