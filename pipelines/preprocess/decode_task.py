@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from glo_core.common.arrays import Int64Array
-from glo_core.common.arrow_files import open_parquet
+from glo_core.common.arrow_files import int64_values, open_parquet
 from glo_core.common.errors import DatasetError, UserError
 from glo_core.common.files import atomic_write
 from glo_core.common.location import Location, is_uri
@@ -167,7 +167,8 @@ def _read_all(files: Any, bases: dict[str, str], max_bytes: int) -> Iterator[tup
     read = read_ahead(lambda row: _read(places[sources[row]], paths[row], max_bytes), remote)
     yield from zip(remote, read, strict=True)
     if by_container:
-        starts, lengths = files.column("start").to_numpy(), files.column("length").to_numpy()
+        # Both are null in the rows of files that are no members.
+        starts, lengths = int64_values(files.column("start")), int64_values(files.column("length"))
         for (source, path), member_rows in by_container.items():
             small = lengths[member_rows] <= max_bytes
             rows = [row for row, is_small in zip(member_rows, small, strict=True) if is_small]
@@ -186,8 +187,7 @@ def _read(base: Location, path: bytes, max_bytes: int) -> Content:
                 place = place_of(base, path)
             with foreign_data("broken container"):
                 members = list_members(place)
-            detail = f"damaged behind {len(members.names)} images" if members.damaged else "changed since it was listed"
-            raise RejectedImageError("broken container", detail)
+            raise RejectedImageError("broken container", members.damage or "changed since it was listed")
         return read_file(base, path, max_bytes)
     except RejectedImageError as error:
         return error

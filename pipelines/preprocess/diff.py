@@ -12,9 +12,10 @@ from glo_core.common.digests import digest
 from glo_core.common.location import Location
 from glo_core.dataset_format.hash_index import file_keys, halves, key_array
 from glo_core.dataset_format.rejection import RejectedImageError
-from pipelines.preprocess.containers import CONTAINER_ENDINGS, Members, list_members, read_members
+from pipelines.preprocess.containers import CONTAINER_ENDINGS, list_members, read_members
 from pipelines.preprocess.diff_stats import NAMES_SHOWN, DiffStats, display_name
 from pipelines.preprocess.file_index import FileIndex, FileStats, content_hashes, hash_files
+from pipelines.preprocess.members import Members
 from pipelines.preprocess.outputs import require_no_output
 from pipelines.preprocess.sources import Source, place_of
 from pipelines.preprocess.walk import Files, list_files, no_file
@@ -155,7 +156,7 @@ class Diff:
         except (RejectedImageError, OSError, ValueError):  # It gets a row of its own, and decoding says why.
             self._collect(number, files, np.array([row]), keys)
             return
-        if members.damaged:
+        if members.damage:
             self._collect(number, files, np.array([row]), keys)
         stats = _stats_of(files, keys, np.array([row]))
         if not member_rows:

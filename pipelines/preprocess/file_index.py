@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from glo_core.common.arrays import BoolArray, Int64Array
-from glo_core.common.arrow_files import read_parquet
+from glo_core.common.arrow_files import int64_values, read_parquet
 from glo_core.common.errors import DatasetError
 from glo_core.common.files import atomic_write
 from glo_core.common.location import Location
@@ -89,7 +89,7 @@ class FileIndex:
                 part = slice(first, first + len(table))
                 keys[part] = halves(key_column(table.column("key")))
                 for column, name in zip(columns, ("image_id", "bytes", "mtime_ns"), strict=True):
-                    column[part] = table.column(name).to_numpy()
+                    column[part] = int64_values(table.column(name))
                 sources[part] = _number_sources(table.column("source"), source_numbers)
                 is_member[part] = np.asarray(table.column("start").is_valid())
                 first += len(table)
@@ -182,8 +182,8 @@ def read_stat_cache(dataset: Location) -> FileStats:
         parse_schema(table.schema.metadata, StatCacheRecord, place)
     return FileStats(
         key_column(table.column("key")).tobytes(),
-        table.column("bytes").to_numpy(),
-        table.column("mtime_ns").to_numpy(),
+        int64_values(table.column("bytes")),
+        int64_values(table.column("mtime_ns")),
     )
 
 
