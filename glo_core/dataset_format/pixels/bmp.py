@@ -40,14 +40,16 @@ def _with_masks(data: bytes, header: tuple[int, ...], policy: ResolvedDatasetCon
     header_size, width, height, bits, compression = header
     down, height = height < 0, abs(height)
     check_size(width, height, policy)
-    check_memory(width, height, 0, policy)
+    row = (width * bits + 31) // 32 * 4
+    check_memory(width, height, row * height, policy)
     masks = [int(mask) for mask in np.frombuffer(data, "<u4", 4, _FILE_HEADER + _INFO_HEADER)]
     if header_size < _INFO_HEADER + 16 and compression != 6:  # An older header ends before the mask of transparency.
         masks[3] = 0
     if not any(masks[:3]):
         masks = [0xFF0000, 0xFF00, 0xFF, 0xFF000000] if bits == 32 else [0x7C00, 0x3E0, 0x1F, 0]
     (start,) = struct.unpack_from("<I", data, 10)
-    row = (width * bits + 31) // 32 * 4
+    if start > len(data):
+        raise RejectedImageError("broken", f"pixels at {start} of {len(data)} bytes")
     if start + row * height > len(data):
         if not policy.allow_truncated:
             raise RejectedImageError("truncated", f"{len(data)} bytes of {start + row * height}")
