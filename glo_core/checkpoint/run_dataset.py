@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 from glo_core.checkpoint.run_record import RUN_FILE, read_run_record
 from glo_core.common.errors import CheckpointError, DatasetError
 from glo_core.common.location import Location
 from glo_core.data.dataset import Dataset
 
+_HOST_SCHEMES = ("hdfs://", "viewfs://")
+_HARMLESS_OPTIONS = {"region", "project_id", "retry_limit_seconds", "allow_bucket_creation", "allow_bucket_deletion"}
 _LEVELS = 4
 """How many folders above the run, and of the dataset's path, are looked at"""
 
@@ -30,6 +33,11 @@ def dataset_of_run(run: Path, snapshot: str, place: Location | None = None) -> D
     record = read_run_record(run)
     if record is None or "dataset" not in record.paths:
         raise CheckpointError(f"{run / RUN_FILE}: does not say where the dataset lies; copy it back, or give `dataset`")
+    if _chooses_server(Location(record.paths["dataset"])):
+        raise CheckpointError(
+            f"{run / RUN_FILE}: names the server of its dataset ({record.paths['dataset']}), which a file must not "
+            "choose; if you trust it, give the same place as `dataset`"
+        )
     raise DatasetError(
         f"{record.paths['dataset']}: the dataset of {run} is not there any more, nor in the same place beside the run; "
         "give its place as `dataset`"
@@ -38,6 +46,8 @@ def dataset_of_run(run: Path, snapshot: str, place: Location | None = None) -> D
 
 def find_dataset(run: Path, snapshot: str) -> Dataset | None:
     """The dataset that the record of `run` names, at the snapshot of digest `snapshot`; None if it is nowhere.
+
+    A record that chooses the server that is connected to names none.
 
     Where the recorded place has it no more, the places that lie to the run as that place may have lain to it: a root
     that was moved or copied as a whole needs nothing said. The chain of digests tells whether a dataset is the same.
@@ -50,6 +60,8 @@ def find_dataset(run: Path, snapshot: str) -> Dataset | None:
     if record is None or "dataset" not in record.paths:
         return None
     recorded = Location(record.paths["dataset"])
+    if _chooses_server(recorded):
+        return None
     complaint: Exception | None = None
     for place in (recorded, *_moved_with(run, recorded)):
         try:
@@ -60,6 +72,16 @@ def find_dataset(run: Path, snapshot: str) -> Dataset | None:
     if complaint is not None:
         raise complaint
     return None
+
+
+def _chooses_server(place: Location) -> bool:
+    """Whether `place` names the host that is connected to, and not only a bucket of its provider.
+
+    The record of somebody else's run could send this machine's requests, which carry a session token, anywhere.
+    """
+    options = (place.store or "").partition("?")[2]
+    names = {option.partition("=")[0].lower() for option in unquote(options).split("&") if option}
+    return (place.store or "").startswith(_HOST_SCHEMES) or not names <= _HARMLESS_OPTIONS
 
 
 def _moved_with(run: Path, recorded: Location) -> Iterator[Location]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import jobs.pipeline
 import jobs.render
 import jobs.train
 from glo_core import UserError
+from glo_core.checkpoint.run_dataset import dataset_of_run, find_dataset
 from glo_core.checkpoint.run_record import RUN_FILE
 from glo_core.common.digests import digest_file
 from glo_core.common.location import Location
@@ -176,3 +178,18 @@ def test_a_warm_start_imports_nothing(tmp_path: Path, run: Path) -> None:
     job = TrainJob(dataset=Location(GOLDEN / "dataset"), run=tmp_path / "new", warm_start=run, batch_size=8)
     with pytest.raises(UserError, match=r"`warm_start` .*has another decoder \(.*decoder\.kind: trap:Decoder -> dcgan"):
         run_training(job)
+
+
+@pytest.mark.parametrize(
+    "place", ["s3://bucket/d?endpoint_override=127.0.0.1:PORT&scheme=http", "hdfs://127.0.0.1:PORT/d"]
+)
+def test_a_run_chooses_no_server_that_is_connected_to(place: str, run: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0)
+        place = place.replace("PORT", str(server.getsockname()[1]))
+        save(run, RESOLVED, {"dataset": place})
+        with pytest.raises(UserError, match=r"names the server of its dataset .*give the same place as `dataset`"):
+            dataset_of_run(run, "0")
+        assert find_dataset(run, "0") is None
+        with pytest.raises(BlockingIOError):
+            server.accept()
