@@ -32,8 +32,8 @@ $(VENV)/.dev: $(VENV)/.base pyproject.toml
 	@touch $@
 
 demo: $(VENV)/.demo
-	$(BIN)/python -m jobs.demo_digits $(DEMO)/digits
-	$(BIN)/python jobs/pipeline.py --input $(DEMO)/digits --root $(DEMO) --recipe configs/digits.yaml
+	$(BIN)/python -m jobs.demo_digits "$(DEMO)/digits"
+	$(BIN)/python jobs/pipeline.py --input "$(DEMO)/digits" --root "$(DEMO)" --recipe configs/digits.yaml
 
 test: lint
 	@echo "make: left out are the tests marked slow (kills and world sizes under Ray Train): make test-slow"
@@ -49,4 +49,4 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(DEMO) *.egg-info
+	rm -rf $(VENV) "$(DEMO)" *.egg-info

@@ -51,6 +51,7 @@ def main(
     configure(name)
     sys.excepthook = _print_redacted
     try:
+        _require_working_directory()
         with on_stop_signal(_interrupt):
             run(parse(name, config_type, saved_config=saved_config, argv=argv))
     except UserError as error:
@@ -62,6 +63,13 @@ def main(
     except KeyboardInterrupt:
         print(f"{name}: interrupted; run the same command again to resume", file=sys.stderr)
         sys.exit(STOPPED_STATUS)
+
+
+def _require_working_directory() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the working directory was deleted; change to another one, such as your home (cd)") from None
 
 
 def _interrupt() -> None:

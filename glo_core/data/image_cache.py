@@ -1,12 +1,12 @@
 """Where the images of a rank lie while it trains: on the device, in host memory, or in their mapped blocks."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from glo_core.common.arrays import Int, Int64Array
+from glo_core.common.memory import available_memory
 from glo_core.common.shapes import Tensor, UInt8
 from glo_core.data.config import Cache
 from glo_core.data.image_source import ImageSource
@@ -66,7 +66,7 @@ def place_images(images: ImageSource, cache: Cache, device: torch.device, ranks:
     size = len(images.ids) * images.resolution**2 * images.channels
     if cache == "auto":
         cache = "disk"
-        if size <= HOST_SHARE * _free_host_memory() / ranks:
+        if size <= HOST_SHARE * available_memory() / ranks:
             cache = "host"
         if device.type == "cuda" and size <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
             cache = "device"
@@ -75,12 +75,3 @@ def place_images(images: ImageSource, cache: Cache, device: torch.device, ranks:
     if cache == "host":
         return ResidentImages(images, torch.device("cpu"), pinned=device.type == "cuda")
     return images
-
-
-def _free_host_memory() -> int:
-    """Bytes of host memory that are available without swapping; 0 where the system does not tell."""
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return 0

@@ -3,7 +3,9 @@
 import contextlib
 import logging
 import os
+import shlex
 import stat
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -40,7 +42,17 @@ def start_local_ray() -> None:
             logging_level=logging.ERROR,
             log_to_driver=False,
             _temp_dir=directory,
+            runtime_env=_quoted_interpreter(),
         )
+
+
+def _quoted_interpreter() -> dict[str, str]:
+    """A runtime environment that names the interpreter as a shell reads it, where its path has a space or the like.
+
+    Ray hands a worker's command to a shell with the interpreter's path as it is: such a worker would never start.
+    """
+    quoted = shlex.quote(sys.executable)
+    return {} if quoted == sys.executable else {"py_executable": quoted}
 
 
 def _private_directory() -> Path:

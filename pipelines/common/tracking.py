@@ -113,6 +113,8 @@ class Tracker:
         with _reaching(uri):
             client, experiment = _connect(uri, config.experiment)
             resumed = run_id if run_id and _exists(client, run_id) else None
+            if resumed is None:
+                _require_run_of_environment(client, uri)
             run = mlflow.start_run(
                 run_id=resumed,
                 experiment_id=experiment,
@@ -258,6 +260,8 @@ def _reaching(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:
+        if _names_remedy(error):
+            raise UserError(f"{redact(uri)}: MLflow refuses: {_one_line(error)}") from None
         raise UserError(
             f"{redact(uri)}: MLflow does not answer there ({_first_line(error)}); start the server, or set "
             "`tracking_uri` or MLFLOW_TRACKING_URI to another one"
@@ -286,8 +290,18 @@ def _connect(uri: str, experiment: str) -> tuple[Any, str]:
 
 
 def _experiment(client: Any, name: str, root: Path | None) -> str:
-    """Id of the experiment `name`, made if it is not there."""
+    """Id of the experiment `name`, made if it is not there.
+
+    Raises:
+        ConfigError: if it is deleted.
+    """
     experiment = client.get_experiment_by_name(name)
+    if experiment is not None and experiment.lifecycle_stage == "deleted":
+        raise ConfigError(
+            f"`experiment` (={name}): is deleted; you can restore the experiment (mlflow experiments restore "
+            f"--experiment-id {experiment.experiment_id}), or permanently delete the experiment to create a new one, "
+            "or name another one"
+        )
     if experiment is not None:
         return str(experiment.experiment_id)
     # Beside a local database the artifacts belong beside it too, not in the working directory.
@@ -304,6 +318,20 @@ def _exists(client: Any, run_id: str) -> bool:
         return False
 
 
+def _require_run_of_environment(client: Any, uri: str) -> None:
+    """Check the run that MLFLOW_RUN_ID names, which MLflow opens in place of a new one.
+
+    Raises:
+        ConfigError: if it is of another store.
+    """
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if run_id and not _exists(client, run_id):
+        raise ConfigError(
+            f"MLFLOW_RUN_ID={run_id}: {redact(uri)} has no such run; unset MLFLOW_RUN_ID, or set MLFLOW_TRACKING_URI "
+            "to the store that has it"
+        )
+
+
 def _batches(entries: list[R], limit: int) -> Iterator[list[R]]:
     """Cut to MLflow's limits for one request: 1000 metrics, 100 parameters, 100 tags."""
     for start in range(0, len(entries), limit):
@@ -315,6 +343,21 @@ def _flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in params.items():
         flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
+
+
+def _names_remedy(error: Exception) -> bool:
+    """Whether MLflow itself, or its server, says what is wrong: a deleted experiment, an older database."""
+    from mlflow.exceptions import MlflowException, RestException
+
+    if isinstance(error, RestException):
+        return True
+    connection_failed = "API request to" in str(error) or "Max retries" in str(error)
+    return isinstance(error, MlflowException) and not connection_failed
+
+
+def _one_line(error: Exception) -> str:
+    """MLflow's whole message, remedy included."""
+    return redact(" ".join(str(error).split()), os.environ.get("MLFLOW_TRACKING_URI", ""))
 
 
 def _first_line(error: Exception) -> str:
