@@ -6,7 +6,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-LIBRARIES = ("torch", "ray", "pyarrow", "pillow", "numpy")
+LIBRARIES = ("torch", "ray", "pyarrow", "pillow", "simplejpeg", "numpy")
 
 
 def describe() -> str:

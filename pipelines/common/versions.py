@@ -3,7 +3,7 @@
 import platform
 from importlib.metadata import version
 
-LIBRARIES = ("torch", "ray", "pyarrow", "pillow", "mlflow", "numpy")
+LIBRARIES = ("torch", "ray", "pyarrow", "pillow", "simplejpeg", "mlflow", "numpy")
 
 
 def library_versions() -> dict[str, str]:
