@@ -9,6 +9,9 @@ VENV ?= .venv
 # First and by itself, so that pip takes the build that is asked for; with a GPU, name your own, e.g. TORCH=torch.
 TORCH ?= torch==2.13.0
 DEMO ?= demo-run
+ifneq ($(words $(VENV)),1)
+$(error VENV is "$(VENV)", and make takes no path with a space; the folder above may have one)
+endif
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 

@@ -115,11 +115,6 @@ def _run_trainer(job: TrainJob, name: str, arguments: WorkerArguments, resources
     workers: Any = fewest if fewest == most else (fewest, most)  # Ray's annotation lacks the range.
     # Ray Train needs a directory of its own, although it stores no checkpoint.
     storage = job.run / "ray"
-    # Where a machine is taken away, the other ranks write their checkpoint without waiting for its ranks.
-    failures: Any = FailureConfig(
-        max_failures=job.max_failures,
-        relax_collectives_on_preemption=True,  # type: ignore[call-arg]  # Ray's annotation is of its first version.
-    )
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"arguments": arguments},
@@ -127,7 +122,7 @@ def _run_trainer(job: TrainJob, name: str, arguments: WorkerArguments, resources
         run_config=RunConfig(
             name=f"{name}-{uuid.uuid4().hex[:8]}",
             storage_path=str(storage),
-            failure_config=failures,
+            failure_config=failure_config(job),
         ),
     )
     try:
@@ -136,6 +131,15 @@ def _run_trainer(job: TrainJob, name: str, arguments: WorkerArguments, resources
         raise _reason(error) from error
     finally:
         shutil.rmtree(storage, ignore_errors=True)
+
+
+def failure_config(job: TrainJob) -> Any:
+    """What Ray Train does when workers are lost, or a machine is about to be taken away."""
+    return FailureConfig(
+        max_failures=job.max_failures,
+        # The other ranks then hear of it without waiting for those of that machine.
+        relax_collectives_on_preemption=True,  # type: ignore[call-arg]  # Ray's annotation is of its first version.
+    )
 
 
 def _off_main_thread(fit: Callable[[], Any]) -> None:

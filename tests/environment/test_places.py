@@ -173,6 +173,14 @@ def test_make_demo_quotes_its_folders() -> None:
     assert '--input "my demo/digits" --root "my demo"' in done.stdout
 
 
+def test_make_says_at_once_that_the_environment_itself_must_be_one_word() -> None:
+    done = subprocess.run(
+        ["make", "--dry-run", "demo", "VENV=my env"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert 'VENV is "my env", and make takes no path with a space' in done.stderr
+
+
 def test_a_deleted_working_directory_is_named(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
