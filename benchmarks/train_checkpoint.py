@@ -5,7 +5,8 @@
 One run trains on made-up images with the 32 px decoder; checkpoints begin every so many steps, are copied at the
 boundary and written and hashed by a thread. The cost of one is the time that the steps from its beginning to the next
 took beyond what as many steps took before the first one. Beside it: the seconds that training stood still for the
-copy, and the share of ten minutes that the cost is.
+copy, and the share of ten minutes that the cost is. At the end the same training starts again: the seconds until its
+first step, beside those of reading and verifying every part of the checkpoint, and the images that it read until then.
 """
 
 import argparse
@@ -14,6 +15,8 @@ import json
 import os
 import statistics
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,9 +24,54 @@ import torch
 import glo_core as glo
 from benchmarks.environment import describe
 from benchmarks.train_code_table import DIM, EnoughError, MadeUpImages
+from glo_core.common.arrays import Int64Array
 from glo_core.common.runtime import Metrics
 
 DEFAULT_INTERVAL_S = 600
+
+
+class CountedImages(MadeUpImages):
+    """Made-up images that count how many of them were read."""
+
+    read = 0
+
+    def take(self, rows: Int64Array) -> torch.Tensor:
+        """Images at `rows` (int64 `[b]`)."""
+        CountedImages.read += len(rows)
+        return super().take(rows)
+
+    def select(self, shards: Sequence[int]) -> "CountedImages":
+        """The same images of some shards."""
+        return CountedImages(self._rows, shards)
+
+
+def resumed(config: glo.TrainConfig, rows: int, run: Path) -> dict[str, float]:
+    """Seconds until the first step of a training that goes on, and of reading its checkpoint; images read."""
+    images, at_step = CountedImages(rows), list[tuple[float, int]]()
+
+    def on_step(_: int) -> None:
+        at_step.append((time.perf_counter(), CountedImages.read))
+        raise EnoughError
+
+    CountedImages.read, begun = 0, time.perf_counter()
+    with contextlib.suppress(EnoughError):
+        glo.train_phase(config, images, glo.Phase(target=10**12), run=run, on_step=on_step)
+    resume_s = at_step[0][0] - begun
+    begun = time.perf_counter()
+    checkpoint = glo.Checkpoint.latest(run)
+    for shard in range(checkpoint.code_shards):
+        checkpoint.shard(shard)
+    for name in ("decoder", "ema", "optimizer"):
+        checkpoint.tensors(name)
+    read_s = time.perf_counter() - begun
+    # The first step's own batch, and the one that is read ahead.
+    before = at_step[0][1] - 2 * config.batch_size if config.batch_size is not None else at_step[0][1]
+    return {
+        "resume_s": round(resume_s, 2),
+        "read_s": round(read_s, 2),
+        "resume_by_read": round(resume_s / read_s, 2),
+        "images_read_before": max(before, 0),
+    }
 
 
 def main() -> None:
@@ -58,6 +106,7 @@ def main() -> None:
                 run=Path(scratch),
                 intervals=intervals,
             )
+        again = resumed(config, options.rows, Path(scratch))
         written = max(sum(f.stat().st_size for f in path.rglob("*")) for path in Path(scratch).glob("checkpoints/*"))
     # The steps of the first stretch warm up; its second half is the undisturbed rate.
     plain = statistics.median(seconds[reports // 2 : reports])
@@ -75,6 +124,7 @@ def main() -> None:
                 "cost_s": round(cost, 2),
                 "still_s": round(statistics.median(waits), 2),
                 "gigabytes": round(written / 1e9, 2),
+                **again,
             }
         )
     )

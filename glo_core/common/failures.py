@@ -5,9 +5,11 @@
 - The node's: a lost process. It leaves no error behind; whoever started the ranks starts them again elsewhere.
 """
 
+import contextlib
 import errno
 import os
 import socket
+from collections.abc import Iterator
 
 import torch
 
@@ -33,6 +35,18 @@ def user_error_of(error: BaseException) -> UserError | None:
         remedy = "free some space" if error.errno in DISK_FULL else "give the user of this process access"
         return UserError(f"{place}: {os.strerror(error.errno or 0).lower()}; {remedy} and run the same command again")
     return None
+
+
+@contextlib.contextmanager
+def in_users_words() -> Iterator[None]:
+    """Raise errors in the block that are the user's as one line: a `UserError`."""
+    try:
+        yield
+    except Exception as error:
+        user_error = user_error_of(error)
+        if user_error is None or user_error is error:
+            raise
+        raise user_error from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -15,6 +15,7 @@ from glo_core.checkpoint.run_record import RUN_FILE, PhaseRecord, RunRecord
 from glo_core.codes.config import CodeConfig
 from glo_core.codes.table import CodeTable, raw_name
 from glo_core.common.errors import CheckpointError, UserError
+from glo_core.common.failures import in_users_words
 from glo_core.common.records import read_record, write_record
 from glo_core.common.runtime import Runtime
 from glo_core.data.dataset import Dataset
@@ -125,7 +126,7 @@ class TrainingSession:
     ) -> TrainResult:
         if newest is not None and self.module is not None:
             Checkpoint(newest).decoder(self.module)  # Refuses a module of other weights in one line.
-        with self._progress(int(newest.name) if newest is not None else 0, phase.target) as on_step:
+        with self._progress(int(newest.name) if newest is not None else 0, phase.target) as on_step, in_users_words():
             result = train_phase(
                 recipe,
                 images,
