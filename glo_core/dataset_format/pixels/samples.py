@@ -19,6 +19,8 @@ from PIL import Image
 
 from glo_core.common.arrays import UInt8Array
 
+_WHITE = 255.0 * 65535
+"""White at every scale of floats: what infinity becomes"""
 LONGEST_FIXED = 16
 """Bits of the longest integers whose scale does not depend on the image's values"""
 
@@ -60,5 +62,7 @@ def to_bytes(values: NDArray[Any], scale: float) -> UInt8Array:
     if scale == 1.0 and values.dtype == np.uint8:
         return values
     # float32 is exact for integers of 16 bits, and more than enough for 8 bits of floats.
-    scaled = np.nan_to_num(values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64), nan=0.0) * scale
+    with np.errstate(invalid="ignore"):  # A signaling NaN is as good as any other.
+        exact = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
+    scaled = np.nan_to_num(exact, nan=0.0, posinf=_WHITE, neginf=0.0) * scale
     return scaled.round().clip(0, 255).astype(np.uint8)

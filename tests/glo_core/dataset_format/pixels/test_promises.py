@@ -36,7 +36,7 @@ def row(data: bytes) -> np.ndarray:
 def test_floats_of_every_range_give_one_picture(order: str, bits: int, largest: float, photometric: int) -> None:
     bands = 3 if photometric == 2 else 1
     samples = np.repeat(ramps(1, largest), bands, axis=2)
-    samples[0, 0] = np.nan
+    samples[0, :3, 0] = np.nan, np.inf, -np.inf
     expected = RISING[16][::-1] if photometric == 0 else RISING[16]
     assert abs(row(tiff(samples, bits, photometric, kind=3, order=order)) - expected).max() <= 1
 
