@@ -88,6 +88,8 @@ def main() -> None:
     reports = options.steps // every
 
     def on_report(_: int, metrics: Metrics) -> None:
+        if "images_per_s" not in metrics:
+            return
         elapsed = batch * every / metrics["images_per_s"]
         seconds.append(elapsed)
         stood.append(metrics["checkpoint_share"] * elapsed)

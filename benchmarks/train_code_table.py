@@ -91,6 +91,8 @@ def sample(rows: int, window: int, trivial: bool, steps: int, scratch: str, thre
     held: list[float] = []
 
     def on_report(_: int, metrics: Metrics) -> None:
+        if "images_per_s" not in metrics:
+            return
         rates.append(metrics["images_per_s"])
         held.append(resident())
         if len(rates) == 12:
