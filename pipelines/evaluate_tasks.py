@@ -119,10 +119,10 @@ class TrainSums(NamedTuple):
 @ray_task
 def measure_train(inputs: EvaluationInputs, shards: Sequence[int], seed: int) -> None:
     """Measure the training images of `shards` at their learned codes; regress these codes on the initial ones."""
-    shards = [shard for shard in shards if not inputs.train_part(shard).exists()]
+    checkpoint, dataset = inputs.open()
+    shards = [shard for shard in shards if not _is_whole_train_part(inputs.train_part(shard), checkpoint.code_dim)]
     if not shards:
         return
-    checkpoint, dataset = inputs.open()
     decoder, pca, init = checkpoint.decoder(allow_kind=inputs.decoder_kind), *_pcas(inputs)
     for shard in shards:
         images, codes = BlockImages(dataset, [shard]), checkpoint.shard(shard, ["image_id", "code"])
@@ -189,7 +189,7 @@ def invert_held_out(
     Args:
         weights: of the regression from initial codes to learned ones.
     """
-    parts = [part for part in parts if not inputs.held_out_part(part.number).exists()]
+    parts = [part for part in parts if not _is_whole_held_out_part(inputs.held_out_part(part.number))]
     if not parts:
         return
     checkpoint, dataset = inputs.open()
@@ -252,6 +252,23 @@ def held_out_pairs(inputs: EvaluationInputs, parts: Sequence[HeldOutRows], count
 
 def _pcas(inputs: EvaluationInputs) -> tuple[PcaBaseline, PcaInit]:
     return PcaBaseline.load(inputs.pca), PcaInit.load(inputs.init)
+
+
+def _is_whole_train_part(path: Path, dim: int) -> bool:
+    """Whether the part is there and can be read; one that is damaged is measured anew."""
+    try:
+        TrainSums.load(path, dim)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _is_whole_held_out_part(path: Path) -> bool:
+    """Whether the part is there and can be read; one that is damaged is measured anew."""
+    try:
+        return _SUMS.encode() in read_parquet(path, ["image_id", "code"], CheckpointError).schema.metadata
+    except CheckpointError:
+        return False
 
 
 def _as_list(sums: ReconstructionSums) -> list[float]:

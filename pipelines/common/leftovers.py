@@ -60,8 +60,10 @@ def delete_if_sent(directory: Path) -> None:
 def _send(config: TrackingConfig, root: Path | Location, directory: Path) -> bool:
     """Whether MLflow answered."""
     record = read_run_record(directory)
-    name = record.stage if record is not None else "preprocess"
-    progress = Progress(config, root, name, directory, record.mlflow_run_id if record is not None else None)
+    if record is not None:
+        progress = Progress(config, root, record.stage, directory, record.mlflow_run_id)
+    else:  # <folder>/<dataset>/tracking/<plan>: the default database of preprocessing is in the first of these.
+        progress = Progress(config, directory.parents[2], "preprocess", directory)
     if not progress.try_to_send():
         return False
     if record is not None and record.mlflow_run_id != progress.run_id:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from glo_core.common.errors import UserError
+from glo_core.common.errors import UserError, one_line
 from glo_core.common.location import Location
 from pipelines.common.progress_log import ProgressLog
 from pipelines.common.tracking import Tracker, TrackingConfig, was_reached
@@ -114,7 +114,7 @@ class Progress:
         """Send what MLflow lacks, or warn that it waits; whether it was sent."""
         try:
             self.send()
-        except UserError as error:
+        except Exception as error:  # Whatever MLflow's store or a full disk raises: the work goes on.
             self._away(error)
             return False
         return True
@@ -129,9 +129,10 @@ class Progress:
             self._tracker = Tracker.reopen(self._config, self._root, name=self._name, run_id=self._run_id)
         self.log.send(self._tracker)
 
-    def _away(self, error: UserError) -> None:
+    def _away(self, error: Exception) -> None:
         if not self._warned:
-            self._logger.warning("%s; the work goes on, and the next command sends what MLflow misses", error)
+            reason = str(error) if isinstance(error, UserError) else one_line(error)
+            self._logger.warning("%s; the work goes on, and the next command sends what MLflow misses", reason)
         self._warned = True
         self._try_again = time.monotonic() + _PAUSE_S
 

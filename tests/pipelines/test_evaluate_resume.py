@@ -98,7 +98,11 @@ def test_finished_parts_are_not_measured_again(tmp_path: Path) -> None:
     nothing_removed = f"parts-{digest(b'').hex()[:8]}"
     sums = ReconstructionSums(images=1000, squared=1.0, similarity=500.0)
     TrainSums(sums, sums, RidgeRegression(3)).save(directory / nothing_removed / "train-005.safetensors")
+    # Damaged parts are measured anew.
+    (directory / nothing_removed / "train-006.safetensors").write_bytes(b"no sums")
+    (directory / nothing_removed / "held_out-000000.parquet").write_bytes(b"no codes")
     again = evaluate(EvaluateJob(run=run, steps=2))
+    assert again.held_out == done.held_out
     assert again.train.glo.images == done.train.glo.images + 1000 - shard_size(tmp_path, 5)
 
 
