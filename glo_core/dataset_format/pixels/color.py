@@ -11,6 +11,10 @@ from glo_core.dataset_format.config import DecodePolicy
 
 _INVISIBLE = 2
 """A profile that changes no color by more than this, of 255, is sRGB's own, rounded"""
+MAX_PROFILE = 16 * 2**20
+"""Bytes of a color profile: the largest of printers have 4 MB"""
+_SMALL = 64 * 2**10
+"""Bytes of a profile of which many are kept"""
 _GRID = 17
 """Steps of each color at which a profile is tried"""
 
@@ -25,10 +29,11 @@ def to_srgb(image: Image.Image, profile: bytes, policy: DecodePolicy) -> Image.I
 
 def transform_of(profile: bytes, mode: str, policy: DecodePolicy) -> Any:
     """The transform to sRGB of a profile for images of `mode`, or None where it would change nothing."""
-    return _transform(profile, mode) if policy.srgb and profile else None
+    if not policy.srgb or not 0 < len(profile) <= MAX_PROFILE:
+        return None
+    return (_small if len(profile) <= _SMALL else _large)(profile, mode)
 
 
-@functools.lru_cache(maxsize=64)
 def _transform(profile: bytes, mode: str) -> Any:
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -37,6 +42,11 @@ def _transform(profile: bytes, mode: str) -> Any:
         return transform if _visible(transform, mode) else None
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):  # Damaged, or of another mode's colors
         return None
+
+
+# What was built is kept for the next images, in bounded memory.
+_small = functools.lru_cache(maxsize=64)(_transform)
+_large = functools.lru_cache(maxsize=2)(_transform)
 
 
 def _visible(transform: Any, mode: str) -> bool:

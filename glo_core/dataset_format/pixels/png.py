@@ -17,6 +17,7 @@ from PIL import Image
 from glo_core.common.arrays import BoolArray
 from glo_core.dataset_format.config import ResolvedDatasetConfig
 from glo_core.dataset_format.pixels import exif
+from glo_core.dataset_format.pixels.color import MAX_PROFILE
 from glo_core.dataset_format.pixels.pillow import Matches, open_picture, raster_of, with_transparent_color
 from glo_core.dataset_format.pixels.raster import Raster, check_memory, check_size
 from glo_core.dataset_format.pixels.samples import divided_by_257
@@ -29,8 +30,6 @@ _GRAY, _RGB, _PALETTE, _GRAY_ALPHA, _RGB_ALPHA = 0, 2, 3, 4, 6
 """Kinds of color, by their numbers in the header"""
 _BYTES = {_GRAY: 1, _PALETTE: 1}
 """Of a pixel in Pillow's memory; of the other kinds four"""
-_MAX_PROFILE = 16 * 2**20
-"""Bytes of a color profile: the largest of printers have 4 MB"""
 _LOW_BYTES = "RGB;16L"
 """Pillow keeps the first of two bytes of a sample; read in the other order, it keeps the second"""
 
@@ -131,7 +130,7 @@ def _inflated(chunk: bytes) -> bytes:
     _, _, compressed = chunk.partition(b"\0")
     try:
         inflate = zlib.decompressobj()
-        profile = inflate.decompress(compressed[1:], _MAX_PROFILE)
+        profile = inflate.decompress(compressed[1:], MAX_PROFILE)
     except zlib.error:
         return b""
     return profile if inflate.eof else b""
