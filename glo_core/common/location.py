@@ -1,5 +1,6 @@
 """A place that files lie in: a local path, or a URI that pyarrow's file systems understand (s3://, gs://, hdfs://)."""
 
+import contextlib
 import functools
 import io
 import os
@@ -204,6 +205,10 @@ class Location:
 
     def names(self) -> list[str]:
         """Names of the files directly below, sorted; none if there is no such directory."""
+        if self._path:  # Which need not be UTF-8, as pyarrow's paths are.
+            with contextlib.suppress(FileNotFoundError), os.scandir(self._path) as entries:
+                return sorted(entry.name for entry in entries if entry.is_file())
+            return []
         fs, path = self.file_system()
         infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
         return sorted(info.base_name for info in infos if info.type == pafs.FileType.File)

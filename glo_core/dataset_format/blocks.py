@@ -59,7 +59,7 @@ def write_block(
     # Rows of each shard, [n_s] for s = 0 ... S - 1, ascending like the ids
     shard_rows = [np.flatnonzero(~held_out & (ids % shards == shard)) for shard in range(shards)]
     with atomic_write(place) as temporary:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as file:
+        with pa.OSFile(bytes(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as file:
             for rows in [*shard_rows, np.flatnonzero(held_out)]:
                 buffers = [None, pa.py_buffer(np.ascontiguousarray(flat[rows]))]
                 images = pa.FixedSizeBinaryArray.from_buffers(schema.field("image").type, len(rows), buffers)

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from glo_core.common.arrays import Int64Array, UInt8Array
 from glo_core.common.arrow_files import read_parquet
-from glo_core.common.errors import DatasetError, UserError
+from glo_core.common.errors import ConfigError, DatasetError, UserError
 from glo_core.common.location import Location
 from glo_core.common.records import write_record
 from glo_core.dataset_format.blocks import BlockEntry, open_block
@@ -29,7 +29,7 @@ from glo_core.dataset_format.records import read_config
 from glo_core.dataset_format.snapshots import Snapshot, SnapshotCounts, snapshot_digest, snapshot_path
 from pipelines.common.versions import library_versions
 from pipelines.preprocess.content_index import CommittedContents
-from pipelines.preprocess.plan import OnChange, Plan, discard_plan, open_plans
+from pipelines.preprocess.plan import OnChange, Plan, discard_plan, no_training, open_plans
 
 
 def commit(
@@ -50,7 +50,7 @@ def commit(
         The snapshot, and a complaint about an input that never gave an image ("" if there is none).
 
     Raises:
-        UserError: if nothing in the plan is an image, which leaves no trace; or if a block is gone.
+        UserError: if nothing in the plan is an image, or none to train on, which leaves no trace; or a block is gone.
     """
     columns = ["image_id", "source", "content_hash", "pixel_hash", "split", "status", "reason"]
     blocks = range(len(plan.block_rows))
@@ -68,6 +68,9 @@ def commit(
     replaced = _replaced(dataset, plan, manifest, snapshots) if on_change == "replace" else {}
     # bool [images of the plan]
     is_first = ~np.isin(ids, list(duplicate_of))
+    if is_first.any() and not _trains(snapshots, images.filter(pa.array(is_first))):
+        discard_plan(dataset, plan.number)  # The holdout is fixed with the dataset: nothing of it may stay.
+        raise ConfigError(no_training(config, int(is_first.sum())))
     snapshot = write_snapshot(
         dataset,
         snapshots,
@@ -84,6 +87,11 @@ def commit(
         mlflow_run_id=mlflow_run_id,
     )
     return snapshot, complaint
+
+
+def _trains(snapshots: Sequence[Snapshot], images: Any) -> bool:
+    """Whether a dataset with `images`, rows of the manifest, and those of `snapshots` has any to train on."""
+    return sum(snapshot.counts.train for snapshot in snapshots) > 0 or "train" in images.column("split").to_pylist()
 
 
 def write_snapshot(

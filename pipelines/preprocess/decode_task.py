@@ -113,8 +113,8 @@ def _decode_block(task: PlanTask, block: int) -> TaskReport:
     entry = write_block(place, ids[rows], pixels, held_out[rows], config.code_shards)
     attempt.end()
     schema = MANIFEST.with_metadata(schema_metadata(ManifestRecord(plan_id=task.plan_id, block=entry)))
-    with atomic_write(manifest_path(dataset, number, block)) as temporary:
-        pq.write_table(builder.manifest(place.name).cast(schema), temporary)
+    with atomic_write(manifest_path(dataset, number, block)) as temporary, temporary.open("wb") as file:
+        pq.write_table(builder.manifest(place.name).cast(schema), file)
     return TaskReport(len(ids), sum(size or 0 for size in builder.sizes), attempt.number, "")
 
 

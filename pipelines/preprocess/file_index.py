@@ -196,8 +196,8 @@ def update_stat_cache(dataset: Location, updates: Sequence[FileStats]) -> None:
     sizes, mtimes_ns = (np.concatenate(columns) for columns in zip(*(part[1:] for part in parts), strict=True))
     newest = np.sort(HashIndex(halves(keys), keep_last=True).rows)
     table = pa.table([key_array(keys), sizes, mtimes_ns], schema=STAT_CACHE).take(newest)
-    with atomic_write(_stat_cache_path(dataset)) as temporary:
-        pq.write_table(table, temporary)
+    with atomic_write(_stat_cache_path(dataset)) as temporary, temporary.open("wb") as file:
+        pq.write_table(table, file)
 
 
 def content_hashes(dataset: Location, ids: Int64Array) -> dict[int, bytes]:

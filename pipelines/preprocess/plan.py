@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from glo_core.common.arrays import BoolArray, Int64Array
 from glo_core.common.arrow_files import open_parquet
 from glo_core.common.digests import DIGEST_BYTES, canonical_json, digest, new_hasher
-from glo_core.common.errors import DatasetError
+from glo_core.common.errors import ConfigError, DatasetError
 from glo_core.common.files import atomic_write
 from glo_core.common.location import Location
 from glo_core.dataset_format.config import ResolvedDatasetConfig
@@ -187,7 +187,7 @@ def make_plan(
         require_lease: called before the plan is committed; raises if another writer has the dataset now.
 
     Raises:
-        UserError: if an input is missing or holds no file.
+        UserError: if an input is missing or holds no file, or if the holdout takes all files of a new dataset.
     """
     plans = open_plans(dataset)
     files, bases = [file for file, _ in plans], dict(plans[-1][1].sources) if plans else {}
@@ -236,12 +236,14 @@ def _write(
     # [n]: rows of `new_files` by key, and within a container by the member's own hash
     order = np.lexsort((order_keys[:, 1], order_keys[:, 0], keys[:, 1], keys[:, 0]))
     held_out = _held_out(new_files, np.where(order_keys.any(axis=1), order_keys[:, 1], keys[:, 1]), config)
+    if not next_id and held_out.all():
+        raise ConfigError(no_training(config, len(held_out)))
     record = replace(record, plan_id=_plan_id(record, next_id, keys[order], order_keys[order]))
     del keys, order_keys
     new_files = new_files.combine_chunks()
     block_rows = _rows_per_block(len(new_files), config.image_bytes)
     schema = PLAN.with_metadata(schema_metadata(record))
-    with atomic_write(path) as temporary, pq.ParquetWriter(temporary, schema) as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as sink, pq.ParquetWriter(sink, schema) as file:
         for first in range(0, len(new_files), block_rows):
             # [rows of this block] -> rows of `new_files`; ids follow the order
             rows = order[first : first + block_rows]
@@ -252,6 +254,15 @@ def _write(
             columns["held_out"] = pa.array(held_out[rows])
             block = pa.table([columns[name] for name in PLAN.names], schema=schema)
             file.write_table(block, row_group_size=block_rows)
+
+
+def no_training(config: ResolvedDatasetConfig, count: int) -> str:
+    """The complaint about a holdout that takes all of `count` images."""
+    together = ", in groups," if config.group_by else ""
+    return (
+        f"`holdout` (={config.holdout}){together} takes all {count} image(s), and leaves none to train on; give a "
+        "smaller one, or more images"
+    )
 
 
 def _held_out(new_files: Any, low: npt.NDArray[np.uint64], config: ResolvedDatasetConfig) -> BoolArray:

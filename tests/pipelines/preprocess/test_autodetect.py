@@ -1,6 +1,7 @@
 """Which resolution and channels suit images that nobody has described."""
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import pytest
 from PIL import Image
 
 from glo_core import UserError
+from glo_core.common.digests import digest
 from glo_core.common.location import Location
-from pipelines.preprocess.autodetect import SuggestedFormat, suggest_format
+from pipelines.preprocess.autodetect import SuggestedFormat, _paths_by_hash, suggest_format
+from pipelines.preprocess.reading import read_file
 from pipelines.preprocess.sources import find_sources
 
 
@@ -58,3 +61,48 @@ def test_where_nothing_is_an_image_decoding_will_say_why(tmp_path: Path) -> None
 def test_a_source_without_a_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no file, where image files were expected"):
         suggested(tmp_path)
+
+
+def test_few_images_among_many_other_files_decide(tmp_path: Path) -> None:
+    write(tmp_path, *[(40, 40)] * 12, mode="L")
+    for number in range(700):
+        (tmp_path / f"{number}.xmp").write_text("sidecar")
+    assert suggested(tmp_path) == (32, 1)
+
+
+def test_images_are_looked_for_in_as_many_listings_as_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.preprocess.autodetect.PATHS_AT_ONCE", 4)
+    write(tmp_path, *[(40, 40)] * 3, mode="L")
+    for number in range(300):
+        (tmp_path / f"{number}.xmp").write_text("sidecar")
+    (source,) = find_sources([Location(tmp_path)], {})
+    paths = list(_paths_by_hash(source))
+    assert sorted(paths) == sorted(os.fsencode(path.name) for path in tmp_path.iterdir())
+    assert paths == sorted(paths, key=digest)
+    assert suggested(tmp_path) == (32, 1)
+
+
+def test_no_more_than_a_sample_of_many_images_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.preprocess.autodetect.SAMPLE_SIZE", 20)
+    monkeypatch.setattr("pipelines.preprocess.autodetect.FILES_AT_ONCE", 10)
+    write(tmp_path, *[(40, 40)] * 300, mode="L")
+    read: list[bytes] = []
+
+    def reading(base: Location, path: bytes, max_bytes: int) -> bytes:
+        read.append(path)
+        return read_file(base, path, max_bytes)
+
+    monkeypatch.setattr("pipelines.preprocess.autodetect.read_file", reading)
+    assert suggested(tmp_path) == (32, 1)
+    assert len(read) == 20
+
+
+def test_every_member_of_a_small_tar_is_looked_at(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number in range(150):
+            data = io.BytesIO()
+            Image.new("RGB" if number == 149 else "L", (16, 16)).save(data, format="PNG")
+            info = tarfile.TarInfo(f"{number:03d}.png")
+            info.size = len(data.getvalue())
+            tar.addfile(info, io.BytesIO(data.getvalue()))
+    assert suggested(tmp_path / "a.tar") == (16, 3)

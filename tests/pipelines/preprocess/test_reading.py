@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from glo_core import UserError
+from glo_core import Dataset, UserError
 from glo_core.common.digests import digest
 from glo_core.common.location import Location
 from glo_core.dataset_format.rejection import RejectedImageError
+from pipelines.config import InspectJob
+from pipelines.inspect_dataset import inspect_dataset
 from pipelines.preprocess.reading import LOADED_AT_ONCE, NotLoadedError, hash_file, read_file
 from tests.helpers.paths import ROOT
 from tests.helpers.preprocess_small import preprocess_small
@@ -160,3 +163,40 @@ def test_dates_and_links_of_any_kind(tmp_path: Path) -> None:
     for place in (images / "loop", images / "one"):
         with pytest.raises(UserError, match=r"`input` .*missing, where a folder of image files was expected"):
             preprocess_small(tmp_path / "e", place)
+
+
+@pytest.mark.usefixtures("session")
+def test_names_above_that_are_not_utf8(tmp_path: Path) -> None:
+    above = tmp_path / os.fsdecode(b"caf\xe9 \xff")
+    write_images(above / "photos", 4, seed=0)
+    with tarfile.open(above / "photos" / "shard.tar", "w") as archive:
+        archive.add(above / "photos" / "a" / "0000.png", "copy.png")
+    tracking = {"tracking_uri": f"sqlite:///{tmp_path}/mlflow.db"}
+    summary = preprocess_small(tmp_path / "d", above / "photos", **tracking)
+    assert (summary["train"], summary["duplicate"]) == (4, 1)
+    assert preprocess_small(tmp_path / "d", above / "photos", **tracking) == {}
+    write_images(above / "photos" / "more", 2, seed=1)
+    assert preprocess_small(tmp_path / "d", above / "photos", **tracking)["train"] == 2
+    # The dataset itself may lie there.
+    assert preprocess_small(above / "d", above / "photos", **tracking)["train"] == 6
+    inspect_dataset(InspectJob(dataset=Location(above / "d"), verify=True))
+    assert len(Dataset.open(above / "d").images().ids) == 6
+
+
+@pytest.mark.usefixtures("session")
+def test_a_holdout_that_leaves_nothing_to_train_on_is_named_and_fixes_nothing(tmp_path: Path) -> None:
+    images, dataset = tmp_path / "images", tmp_path / "d"
+    write_images(images, 4, seed=0)
+    with pytest.raises(UserError, match=r"^`holdout` \(=0.999\) takes all 4 image\(s\), and leaves none to train on"):
+        preprocess_small(dataset, images, holdout=0.999)
+    assert not (dataset / "dataset.json").exists() and not list(dataset.rglob("*.parquet"))
+    # Only decoding tells that no file for training is an image.
+    write_images(images, 12, seed=0)
+    preprocess_small(tmp_path / "probe", images, holdout=0.5)
+    for name, row in rows(tmp_path / "probe").items():
+        if row["split"] == "train":
+            (images / name).write_text("no image")
+    with pytest.raises(UserError, match=r"^`holdout` \(=0.5\) takes all \d+ image\(s\), and leaves none to train on"):
+        preprocess_small(dataset, images, holdout=0.5)
+    assert not (dataset / "dataset.json").exists() and not list(dataset.rglob("*.parquet"))
+    assert preprocess_small(dataset, images, holdout=0.25)["train"] > 0
