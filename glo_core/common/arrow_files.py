@@ -70,7 +70,7 @@ def open_arrow(place: Path | Location, error: type[UserError] = UserError) -> An
     return reader
 
 
-def parquet_file(source: Any, *, buffer_size: int = 0) -> Any:
+def parquet_file(source: Any, *, buffer_size: int = 0, most_items: int | None = None) -> Any:
     """An open file of any origin as a `pyarrow.parquet.ParquetFile`, without a look at its types.
 
     No column of it may be read before `extension_type` has passed it.
@@ -78,9 +78,16 @@ def parquet_file(source: Any, *, buffer_size: int = 0) -> Any:
     Args:
         source: a seekable `pyarrow.NativeFile`.
         buffer_size: bytes of each column that are read ahead; 0 reads a row group's whole column at once.
+        most_items: of each list in the footer, such as columns or row groups; None for pyarrow's own limit.
     """
     # Without the switch, a plain column whose Parquet type is UUID or JSON would become an extension type.
-    return pq.ParquetFile(source, buffer_size=buffer_size, pre_buffer=False, arrow_extensions_enabled=False)
+    return pq.ParquetFile(
+        source,
+        buffer_size=buffer_size,
+        pre_buffer=False,
+        arrow_extensions_enabled=False,
+        thrift_container_size_limit=most_items,
+    )
 
 
 def extension_type(fields: Iterable[Any]) -> str | None:
@@ -93,7 +100,7 @@ def extension_type(fields: Iterable[Any]) -> str | None:
             return f"{path} ({name.decode(errors='replace')})"
         if isinstance(field.type, pa.BaseExtensionType):
             return f"{path} ({field.type.extension_name})"
-        pending += [(f"{path}.{child.name}", child) for child in _children(field.type)]
+        pending += [(path, child) for child in _children(field.type)]
     return None
 
 

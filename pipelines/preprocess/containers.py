@@ -106,7 +106,7 @@ def _rejections(place: Location) -> Iterator[None]:
     except MemoryError:
         raise RejectedImageError("broken container", "asks for more memory than there is") from None
     except Exception as error:
-        detail = str(error) or type(error).__name__
+        detail = " ".join(str(error).split()) or type(error).__name__
         # pyarrow says of damaged bytes too that they are an OSError, but one without a number of the system.
         if isinstance(error, OSError) and (place.remote or error.errno is not None):
             raise RejectedImageError("unreadable", error.strerror or detail) from None

@@ -4,6 +4,8 @@ import io
 import json
 import os
 import struct
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -476,6 +478,37 @@ def test_a_footer_that_lies_about_its_rows(tmp_path: Path) -> None:
             assert error.reason == "broken container"
         else:
             assert len(read) <= (1 << 20) + len(data)
+
+
+def nested_table(depth: int) -> bytes:
+    """A Parquet file without rows, whose one column lies in `depth` structs: only its footer."""
+
+    def element(fields: bytes) -> bytes:
+        return fields + b"\0"
+
+    count = depth + 2
+    group = element(b"\x35\x02" + b"\x18\x01a" + b"\x15\x02")  # Optional, named a, of one child
+    leaf = element(b"\x15\x0c" + b"\x25\x02" + b"\x18\x01a")  # Bytes
+    varint = bytes([count & 127 | 128, count >> 7 & 127 | 128, count >> 14])
+    schema = b"\x19\xfc" + varint + element(b"\x48\x01s\x15\x02") + group * depth + leaf
+    footer = b"\x15\x02" + schema + b"\x16\x00\x19\x0c\0"
+    return b"PAR1" + footer + struct.pack("<I", len(footer)) + b"PAR1"
+
+
+@pytest.mark.parametrize("depth", [3, 1000, 30_000, 500_000])
+def test_a_schema_of_any_depth_ends_no_process(tmp_path: Path, depth: int) -> None:
+    place = write(tmp_path / "x.parquet", nested_table(depth))
+    program = (
+        "import sys; from glo_core.common.location import Location\n"
+        "from pipelines.preprocess.containers import list_members\n"
+        "try: list_members(Location(sys.argv[1]))\nexcept Exception as error: print(error)"
+    )
+    command = [sys.executable, "-c", program, str(place)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0
+    assert result.stdout.startswith(
+        "no image inside" if depth < 2000 else "broken container: Couldn't deserialize thrift"
+    )
 
 
 def test_a_row_group_is_not_read_whole(tmp_path: Path) -> None:
