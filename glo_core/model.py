@@ -23,6 +23,7 @@ from glo_core.common.runtime import SingleProcess
 from glo_core.data.dataset import Dataset
 from glo_core.data.image_source import ImageSource, TensorImages, image_tensor
 from glo_core.dataset_format.manifest import find_ids
+from glo_core.dataset_format.snapshots import read_snapshots
 from glo_core.evaluation.config import InvertConfig
 from glo_core.evaluation.inversion import Inverter, images_at_once
 from glo_core.evaluation.neighbors import Neighbors, nearest, places_of, take_ids
@@ -138,7 +139,7 @@ class Model:
         if self._dataset is None:
             raise UserError(f"{path}: the model was trained on a tensor, not on files; its ids are rows of the tensor")
         name = _manifest_name(os.fspath(path), _source_folders(self._dataset))
-        return int(find_ids(self._dataset.path, [name], self._dataset.snapshots)[0])
+        return int(find_ids(self._dataset.path, [name], read_snapshots(self._dataset.path))[0])
 
     # ---------------------------------------------------------------- new images
 

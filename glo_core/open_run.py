@@ -1,5 +1,6 @@
 """A run on disk as a `Model`."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from glo_core.checkpoint.layout import committed_checkpoints
 from glo_core.checkpoint.reader import Checkpoint
 from glo_core.checkpoint.run_dataset import find_dataset
+from glo_core.common.arrays import Int64Array
 from glo_core.common.errors import CheckpointError, UserError
 from glo_core.data.dataset import Dataset
 from glo_core.data.image_source import ImageSource, TensorImages, image_tensor
@@ -46,13 +48,22 @@ def load(
     source, dataset = (None, None) if images is None else training_images(images, checkpoint)
     return Model(
         checkpoint.decoder(module, kind).to(device or default_device()),
-        checkpoint.codes,
+        functools.partial(_codes, checkpoint, dataset),
         projection=checkpoint.projection,
         images_seen=checkpoint.position.images_seen,
         images=source,
         dataset=dataset,
         run=directory,
     )
+
+
+def _codes(checkpoint: Checkpoint, dataset: Dataset | None) -> tuple[Int64Array, Any]:
+    """Ids (int64 `[n]`, ascending) and codes (`[n, dim]`) of a checkpoint, without images that were removed since."""
+    ids, codes = checkpoint.codes()
+    if dataset is None:
+        return ids, codes
+    live = ~np.isin(ids, dataset.removed_by_now())
+    return ids[live], codes[live]
 
 
 def training_images(images: Any, checkpoint: Checkpoint) -> tuple[ImageSource, Dataset | None]:

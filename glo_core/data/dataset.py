@@ -19,7 +19,7 @@ from glo_core.common.location import Location
 from glo_core.common.shapes import Tensor, UInt8
 from glo_core.dataset_format.blocks import open_block
 from glo_core.dataset_format.config import ResolvedDatasetConfig
-from glo_core.dataset_format.snapshots import Snapshot, read_dataset, removed_ids
+from glo_core.dataset_format.snapshots import Snapshot, read_dataset, read_snapshots, removed_ids
 
 
 class _Batch(NamedTuple):
@@ -70,7 +70,7 @@ class BlockImages:
         part = np.repeat(np.arange(len(self._batches)), [len(batch.ids) for batch in self._batches])
         offset = np.concatenate([np.arange(len(batch.ids)) for batch in self._batches] or [np.empty(0, np.int64)])
         ids = np.concatenate([batch.ids for batch in self._batches] or [np.empty(0, np.int64)])
-        mask = ~np.isin(ids, dataset.removed)
+        mask = ~np.isin(ids, dataset.removed_by_now())
         self.ids: Int64Array = ids[mask]
         """Image ids, int64 `[rows]`, shard by shard and ascending in each"""
         self._part, self._offset = part[mask], offset[mask]
@@ -153,6 +153,10 @@ class Dataset:
                 return Dataset(self.path, self.config, self.snapshots[:number], self.removed)
         chain = ", ".join(snapshot.digest[:12] for snapshot in self.snapshots)
         raise DatasetError(f"{self.path}: snapshot {digest[:12]} is not of this dataset (it has {chain})")
+
+    def removed_by_now(self) -> Int64Array:
+        """Every id that is removed by now, also by snapshots that came after this dataset was opened, int64 `[m]`."""
+        return removed_ids(read_snapshots(self.path))
 
     def block_paths(self) -> list[Location]:
         """The Arrow files, in the order of ids."""

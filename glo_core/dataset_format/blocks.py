@@ -1,7 +1,8 @@
 """Blocks: Arrow files of decoded images, a record batch for each code shard and one for the holdout."""
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,48 @@ def write_block(
                 images = pa.FixedSizeBinaryArray.from_buffers(schema.field("image").type, len(rows), buffers)
                 file.write_batch(pa.record_batch([pa.array(ids[rows]), images], schema=schema))
         return BlockEntry(name=Location(place).name, bytes=temporary.stat().st_size, blake3=digest_file(temporary))
+
+
+@contextlib.contextmanager
+def blanked_block(
+    place: Path | Location, ids: Int64Array, config: ResolvedDatasetConfig
+) -> Iterator[tuple[BlockEntry, Callable[[], None]]]:
+    """Write the block at `place` anew beside it, with zeros for the pixels of the images `ids` (int64 `[n]`).
+
+    Yields the entry of the new block, and a function that puts it into the place of the old one when the context ends
+    without an error; without a call of it the old block stays.
+
+    Raises:
+        DatasetError: as of `open_block`.
+    """
+    reader = open_block(place, config)
+    published: list[bool] = []
+    with contextlib.suppress(_KeepOldError), atomic_write(place) as temporary:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, reader.schema) as file:
+            for index in range(reader.num_record_batches):
+                file.write_batch(_blanked(reader.get_batch(index), ids))
+        entry = BlockEntry(name=Location(place).name, bytes=temporary.stat().st_size, blake3=digest_file(temporary))
+        yield entry, lambda: published.append(True)
+        if not published:
+            raise _KeepOldError
+
+
+class _KeepOldError(Exception):
+    """Ends an atomic write without its file."""
+
+
+def _blanked(batch: Any, ids: Int64Array) -> Any:
+    """A record batch with zeros for the pixels of `ids`, if it holds any of them."""
+    rows = np.flatnonzero(np.isin(batch.column("image_id").to_numpy(), ids))
+    if not len(rows):
+        return batch
+    images, kind = batch.column("image"), batch.schema.field("image").type
+    width, first = kind.byte_width, images.offset * kind.byte_width
+    # uint8 [rows of the batch, H * W * C]: a copy, since the file is mapped
+    pixels = np.frombuffer(images.buffers()[1], np.uint8, count=len(images) * width, offset=first).copy()
+    pixels.reshape(len(images), width)[rows] = 0
+    blank = pa.FixedSizeBinaryArray.from_buffers(kind, len(images), [None, pa.py_buffer(pixels)])
+    return pa.record_batch([batch.column("image_id"), blank], schema=batch.schema)
 
 
 def open_block(place: Path | Location, config: ResolvedDatasetConfig) -> Any:

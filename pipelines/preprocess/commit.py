@@ -121,6 +121,8 @@ def write_snapshot(
     """
     number, parent = len(snapshots) + 1, snapshots[-1].digest if snapshots else ""
     removed = sorted(removed)
+    if snapshot_path(dataset, number).exists():
+        raise DatasetError(f"{dataset}: another writer has committed snapshot {number}; run the same command again")
     snapshot = Snapshot(
         number=number,
         parent=parent,

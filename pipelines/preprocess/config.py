@@ -28,7 +28,7 @@ class PreprocessJob(IngestOptions, DatasetConfig, TrackingConfig):
     example = "python jobs/preprocess.py --input ~/photos --dataset ~/staged/dataset --resolution 64"
     common_flags = (
         "input", "resolution", "channels", "holdout", "group_by", "tight_crop", "on_change", "yes", "remove",
-        "retry_rejected", "discard_plan", "experiment",
+        "erase", "retry_rejected", "discard_plan", "experiment",
     )  # fmt: skip
 
     input: Annotated[tuple[Location, ...], MustExist] = ()
@@ -39,10 +39,12 @@ class PreprocessJob(IngestOptions, DatasetConfig, TrackingConfig):
     """Directory or URI of the dataset, made if it is not there"""
     remove: tuple[str, ...] = ()
     """Images to remove from the dataset, each by its id or as source/path"""
+    erase: bool = False
+    """Write zeros over the pixels of every removed image, so that they are gone from the dataset's disk"""
     discard_plan: bool = False
     """Forget the plan of an interrupted run, with what is decoded of it, so that the files are listed anew"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.input and not self.remove and not self.discard_plan:
+        if not (self.input or self.remove or self.erase or self.discard_plan):
             raise ValueError("`input` is required: name at least one folder")

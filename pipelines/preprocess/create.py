@@ -10,6 +10,7 @@ from glo_core.common.files import differences, sweep_temporary
 from glo_core.common.location import Location
 from glo_core.dataset_format.config import DatasetConfig, ResolvedDatasetConfig
 from glo_core.dataset_format.records import read_config, record_path, write_config
+from glo_core.dataset_format.snapshots import Snapshot
 from pipelines.preprocess.autodetect import SuggestedFormat, suggest_format
 from pipelines.preprocess.plan import uncommitted_files
 from pipelines.preprocess.sources import Source
@@ -96,7 +97,9 @@ def create(dataset: Location, config: ResolvedDatasetConfig) -> None:
         write_config(dataset, config)
 
 
-def sweep_uncommitted(dataset: Location, snapshots: int) -> None:
-    """Delete what a writer that lost the dataset left of plans that are gone; `snapshots` are committed."""
-    for place in uncommitted_files(dataset, snapshots + 1):
-        place.unlink()
+def sweep_uncommitted(dataset: Location, snapshots: Sequence[Snapshot]) -> None:
+    """Delete parts and blocks that no snapshot lists, of plans that are gone. Call it only where no plan is pending."""
+    listed = {block.name.removesuffix(".arrow") for snapshot in snapshots for block in snapshot.blocks}
+    for place in uncommitted_files(dataset, 1):
+        if place.name.rpartition(".")[0] not in listed:
+            place.unlink()

@@ -31,6 +31,7 @@ from pipelines.preprocess.attempts import begin_attempt
 from pipelines.preprocess.block_builder import BlockBuilder, Content, Decoder
 from pipelines.preprocess.containers import is_container, list_members, read_ahead, read_members
 from pipelines.preprocess.decoder_process import SECONDS_PER_FILE, DecoderProcess
+from pipelines.preprocess.guards import require_base
 from pipelines.preprocess.plan import is_done, plan_path, read_plan
 from pipelines.preprocess.reading import NotLoadedError, foreign_data, read_file
 from pipelines.preprocess.sources import place_of
@@ -103,6 +104,9 @@ def _decode_block(task: PlanTask, block: int) -> TaskReport:
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata.
         builder = BlockBuilder(files, config, ray.get(task.contents), decoder)
         for row, content in _read_all(files, plan.record.sources, config.max_bytes):
+            if isinstance(content, RejectedImageError) and content.reason in ("missing", "unreadable"):
+                file = files.slice(row, 1).select(["source", "path", "bytes"]).to_pylist()[0]
+                require_base(Location(plan.record.sources[file["source"]]), file["path"], was_there=file["bytes"] >= 0)
             builder.add(row, content)
     builder.resolve_duplicates()
     place = block_path(dataset, number, block)

@@ -141,6 +141,12 @@ class FileIndex:
         """Whether there is any row of each of `keys` (uint64 `[n, 2]`), forgotten or not: bool `[n]`."""
         return self.newest.look_up(keys) >= 0
 
+    def count(self, source: int) -> int:
+        """Files of a source (its number), and members of its containers, under their newest ids."""
+        is_newest: BoolArray = np.zeros(len(self.ids), np.bool_)
+        is_newest[self.newest.rows] = True
+        return int(((self.sources == source) & (is_newest | self._is_member)).sum())
+
     def vanished(self, sources: Sequence[int]) -> Int64Array:
         """Ids, ascending, of the files of `sources` (their numbers) that were not listed."""
         rows = self.newest.rows

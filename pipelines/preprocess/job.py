@@ -32,7 +32,9 @@ from pipelines.preprocess.create import (
     sweep_uncommitted,
 )
 from pipelines.preprocess.diff_stats import DiffStats
+from pipelines.preprocess.erasure import erase_removed
 from pipelines.preprocess.file_index import ids_to_retry
+from pipelines.preprocess.guards import SourceChanges, refuse_mass_change
 from pipelines.preprocess.outputs import refuse_nesting
 from pipelines.preprocess.plan import (
     Plan,
@@ -84,7 +86,7 @@ def preprocess(job: PreprocessJob) -> dict[str, Any]:
             _print_pending(job, pending)
             plan = pending
         else:
-            sweep_uncommitted(dataset, len(snapshots))
+            sweep_uncommitted(dataset, snapshots)
             retry = ids_to_retry(dataset, snapshots, everything=job.retry_rejected)
             stats, new_plan = make_plan(
                 dataset,
@@ -95,6 +97,7 @@ def preprocess(job: PreprocessJob) -> dict[str, Any]:
                 retry=retry,
                 list_stores=job.list_stores,
                 require_lease=require_lease,
+                yes=job.yes,
             )
             if new_plan is None:
                 send_rest(job, dataset, but=None)
@@ -146,8 +149,12 @@ def _discard_and_remove(job: PreprocessJob, dataset: Location, require_lease: Ca
     done: dict[str, Any] = {}
     if job.discard_plan:
         done |= _discard(dataset, require_lease)
+    if job.remove or job.erase:
+        _require_no_plan(dataset)
     if job.remove:
         done |= _remove(dataset, job.remove, require_lease)
+    if job.erase:
+        done |= _erase(dataset, require_lease)
     if not job.input:
         forget_if_empty(dataset)
     return done
@@ -164,13 +171,31 @@ def _discard(dataset: Location, require_lease: Callable[[], None]) -> dict[str, 
     return {"discarded": number}
 
 
-def _remove(dataset: Location, names: Sequence[str], require_lease: Callable[[], None]) -> dict[str, Any]:
-    """Remove images, print what was done, and return it by name; nothing if all were removed before."""
+def _require_no_plan(dataset: Location) -> None:
     if plan_path(dataset, len(read_snapshots(dataset)) + 1).exists():
         raise DatasetError(
-            f"{dataset}: an interrupted run is not finished; run it again without `remove`, or give `discard_plan` "
-            "to forget it, then remove"
+            f"{dataset}: an interrupted run is not finished; run it again without `remove` and `erase`, or give "
+            "`discard_plan` to forget it, then remove"
         )
+
+
+def _erase(dataset: Location, require_lease: Callable[[], None]) -> dict[str, Any]:
+    """Erase the pixels of removed images, print what was done, and return it by name."""
+    snapshots = read_snapshots(dataset)
+    if not snapshots:
+        raise DatasetError(f"{dataset}: holds no image yet, so that `erase` has nothing to do; leave it out")
+    sweep_uncommitted(dataset, snapshots)
+    count = erase_removed(dataset, require_lease)
+    print(
+        f"preprocess: erased the pixels of every removed image, {count} block(s) written anew; codes of theirs go with "
+        "a run's next checkpoint, and pictures that were drawn of them stay where they were drawn",
+        flush=True,
+    )
+    return {"erased_blocks": count}
+
+
+def _remove(dataset: Location, names: Sequence[str], require_lease: Callable[[], None]) -> dict[str, Any]:
+    """Remove images, print what was done, and return it by name; nothing if all were removed before."""
     snapshot = remove_images(dataset, names, require_lease)
     if snapshot is None:
         print(f"preprocess: nothing to remove; {dataset} is up to date", flush=True)
@@ -184,6 +209,10 @@ def _print_pending(job: PreprocessJob, plan: Plan) -> None:
     """Say that the plan of an interrupted run comes first, and what becomes of this command's options."""
     log.info("going on with plan %06d of %d files", plan.number, plan.rows)
     if job.on_change != plan.record.on_change:
+        stats = plan.record.stats
+        if not job.yes and job.on_change == "replace":
+            known = stats.unchanged + stats.changed
+            refuse_mass_change([SourceChanges(job.input[0], known, stats.changed, 0)], job.on_change)
         log.info("files that changed: %s, as this command says, not %s", job.on_change, plan.record.on_change)
     if job.retry_rejected:
         log.info("rejected files are tried again after this plan")

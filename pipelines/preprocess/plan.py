@@ -6,21 +6,20 @@ Ids are assigned in the order of a seeded hash of source and path, numbered on f
 neither on the order of a directory listing nor on what is in the files.
 """
 
-import os
+import functools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from glo_core.common.arrays import BoolArray, Int64Array
+from glo_core.common.arrays import Int64Array
 from glo_core.common.arrow_files import open_parquet
-from glo_core.common.digests import DIGEST_BYTES, canonical_json, digest, new_hasher
+from glo_core.common.digests import DIGEST_BYTES, canonical_json, new_hasher
 from glo_core.common.errors import ConfigError, DatasetError
 from glo_core.common.files import atomic_write
 from glo_core.common.location import Location
@@ -31,7 +30,9 @@ from glo_core.dataset_format.records import DatasetFile, parse_schema, schema_me
 from pipelines.preprocess.diff import NEW_FILES, Diff
 from pipelines.preprocess.diff_stats import NAMES_SHOWN, DiffStats, names_of_ids
 from pipelines.preprocess.file_index import FileIndex, read_stat_cache, update_stat_cache
-from pipelines.preprocess.sources import find_sources
+from pipelines.preprocess.guards import SourceChanges, holds_known_files, refuse_mass_change
+from pipelines.preprocess.holdout import choose_held_out
+from pipelines.preprocess.sources import Source, find_sources
 
 BLOCK_BYTES, MAX_BLOCK_ROWS = 128 << 20, 1 << 16
 """Pixels of a block at most, and images: a task's memory does not grow with the number of files."""
@@ -55,6 +56,8 @@ PLAN = pa.schema(
     ]
 )
 
+
+_PART_FILE, _BLOCK_FILE = re.compile(r"(\d+)-\d+\.parquet"), re.compile(r"\.?(\d+)-\d+\.(?:arrow|begun)")
 
 OnChange = Literal["keep", "replace"]
 
@@ -157,12 +160,12 @@ def discard_plan(dataset: Location, number: int) -> None:
 
 
 def uncommitted_files(dataset: Location, number: int) -> list[Location]:
-    """The parts of the manifest and the blocks of plan `number` and of later ones: parts first."""
+    """The parts of the manifest, the blocks and the marks of attempts of plan `number` and of later ones."""
     return [
         dataset / folder / name
-        for folder, ending in (("manifest", ".parquet"), ("blocks", ".arrow"))
+        for folder, pattern in (("manifest", _PART_FILE), ("blocks", _BLOCK_FILE))
         for name in (dataset / folder).names()
-        if name.endswith(ending) and name.split("-")[0].isdecimal() and int(name.split("-")[0]) >= number
+        if (match := pattern.fullmatch(name)) and int(match[1]) >= number
     ]
 
 
@@ -176,6 +179,7 @@ def make_plan(
     retry: Int64Array,
     list_stores: Sequence[Location] = (),
     require_lease: Callable[[], None],
+    yes: bool = False,
 ) -> tuple[DiffStats, Plan | None]:
     """List `inputs`, assign ids to what is new there, and commit that; no plan if nothing is new.
 
@@ -185,26 +189,31 @@ def make_plan(
         retry: ids of rejected files that are to be tried again, int64 `[n]`.
         list_stores: stores that lines of a list may name beside those of `inputs`.
         require_lease: called before the plan is committed; raises if another writer has the dataset now.
+        yes: go on although many files of a source changed or are gone.
 
     Raises:
-        UserError: if an input is missing or holds no file, or if the holdout takes all files of a new dataset.
+        UserError: if an input is missing or holds no file, too much of it changed, or the holdout takes all files of a
+            new dataset.
     """
     plans = open_plans(dataset)
     files, bases = [file for file, _ in plans], dict(plans[-1][1].sources) if plans else {}
-    sources = find_sources(inputs, bases, list_stores)
+    sources = find_sources(
+        inputs, bases, list_stores, functools.partial(holds_known_files, dataset, files, config.max_bytes)
+    )
     bases |= {source.name: str(source.base) for source in sources}
     source_numbers: dict[str, int] = {}
     index = FileIndex.read(files, read_stat_cache(dataset), source_numbers)
     index.forget(retry)
     diff = Diff(dataset, files, config.seed, index, source_numbers, frozenset(retry.tolist()), config.max_bytes)
-    for source in sources:
-        diff.scan(source)
+    changes = [_scan(diff, source) for source in sources]
     vanished = index.vanished([source_numbers[source.name] for source in sources])
     names = names_of_ids(dataset, vanished[:NAMES_SHOWN])
     stats = diff.stats + DiffStats(vanished=len(vanished), vanished_names=names)
     new_files = pa.concat_tables(diff.new_files) if diff.new_files else NEW_FILES.empty_table()
     next_id, stat_updates = index.next_id, diff.stat_updates
     del diff, index  # 71 bytes for each file, before the new ones are sorted
+    if len(new_files) and not yes:
+        refuse_mass_change(changes, on_change)
     require_lease()
     if not len(new_files):
         update_stat_cache(dataset, stat_updates)
@@ -217,9 +226,20 @@ def make_plan(
         stats=stats,
     )
     path = plan_path(dataset, number)
+    if path.exists():
+        raise DatasetError(f"{path}: another writer has made this plan; run the same command again")
     _write(path, new_files, list(source_numbers), next_id, config, record)
     update_stat_cache(dataset, stat_updates)  # After the plan: the cache may only name files that a plan has.
     return stats, read_plan(path)
+
+
+def _scan(diff: Diff, source: Source) -> SourceChanges:
+    """List one source; returns how it compares with the dataset."""
+    before = diff.stats
+    diff.scan(source)
+    number, after = diff.source_numbers[source.name], diff.stats
+    gone = after.vanished - before.vanished + len(diff.index.vanished([number]))
+    return SourceChanges(source.input, diff.index.count(number), after.changed - before.changed, gone)
 
 
 def _write(
@@ -235,7 +255,7 @@ def _write(
     keys, order_keys = (halves(key_column(new_files.column(name))) for name in ("key", "order"))
     # [n]: rows of `new_files` by key, and within a container by the member's own hash
     order = np.lexsort((order_keys[:, 1], order_keys[:, 0], keys[:, 1], keys[:, 0]))
-    held_out = _held_out(new_files, np.where(order_keys.any(axis=1), order_keys[:, 1], keys[:, 1]), config)
+    held_out = choose_held_out(new_files, np.where(order_keys.any(axis=1), order_keys[:, 1], keys[:, 1]), config)
     if not next_id and held_out.all():
         raise ConfigError(no_training(config, len(held_out)))
     record = replace(record, plan_id=_plan_id(record, next_id, keys[order], order_keys[order]))
@@ -263,33 +283,6 @@ def no_training(config: ResolvedDatasetConfig, count: int) -> str:
         f"`holdout` (={config.holdout}){together} takes all {count} image(s), and leaves none to train on; give a "
         "smaller one, or more images"
     )
-
-
-def _held_out(new_files: Any, low: npt.NDArray[np.uint64], config: ResolvedDatasetConfig) -> BoolArray:
-    """Which files are kept out of training, bool `[n]`: one by one, or by group.
-
-    Args:
-        new_files: of the schema `NEW_FILES`, n rows.
-        low: low half of the hash that orders each file, uint64 `[n]`.
-    """
-    if config.group_by is not None:
-        low, row = low.copy(), 0
-        for batch in new_files.select(["path", "member"]).to_batches(max_chunksize=8192):
-            for path, member in zip(batch.column("path").to_pylist(), batch.column("member").to_pylist(), strict=True):
-                group = _group(config.group_by, path, member)
-                if group:
-                    low[row] = halves(digest(f"{config.seed}\0group\0".encode() + group))[0, 1]
-                row += 1
-    # The low half of the 128 bits, as a fraction of 2^64, is independent of the high half, which decides the order,
-    # and of later folders.
-    held_out: BoolArray = low / 2.0**64 < config.holdout
-    return held_out
-
-
-def _group(pattern: str, path: bytes, member: bytes | None) -> bytes:
-    """What the first group of `pattern` matches in path, or path!member; b"" where it matches nothing."""
-    match = re.search(pattern, os.fsdecode(path if member is None else path + b"!" + member))
-    return os.fsencode(match[1] or "") if match else b""
 
 
 def _plan_id(record: PlanRecord, next_id: int, keys: Keys, order_keys: Keys) -> str:

@@ -11,7 +11,7 @@ from glo_core.common.location import Location
 from glo_core.dataset_format.blocks import open_block
 from glo_core.dataset_format.config import ResolvedDatasetConfig
 from glo_core.dataset_format.manifest import read_parts
-from glo_core.dataset_format.snapshots import Snapshot, snapshot_path
+from glo_core.dataset_format.snapshots import Snapshot, read_snapshots, removed_ids, snapshot_path
 from glo_core.sampling.image_grid import grid, in_rows
 from pipelines.common.progress import Progress
 from pipelines.preprocess.diff_stats import DiffStats, display_name
@@ -92,16 +92,18 @@ def log_pictures(progress: Progress, dataset: Location, snapshot: Snapshot, conf
 
 
 def sample_images(dataset: Location, snapshot: Snapshot, config: ResolvedDatasetConfig, count: int) -> UInt8Array:
-    """At most `count` training images of a snapshot, uint8 `[n, H, W, C]`: the same ones every time."""
+    """At most `count` training images of a snapshot that are not removed, uint8 `[n, H, W, C]`."""
     random = np.random.default_rng([config.seed, snapshot.number])
-    blocks = snapshot.blocks
+    blocks, removed = snapshot.blocks, removed_ids(read_snapshots(dataset))
     images: list[UInt8Array] = []
     for block in random.permutation(len(blocks))[:8]:  # Of a remote dataset, each one costs a request.
         reader = open_block(dataset / "blocks" / blocks[block].name, config)
         missing = -(-count // min(len(blocks), 8))
         for shard in random.permutation(config.code_shards):
-            column = reader.get_batch(int(shard)).column("image")
-            rows = random.permutation(len(column))[:missing]
+            batch = reader.get_batch(int(shard))
+            column = batch.column("image")
+            live = np.flatnonzero(~np.isin(batch.column("image_id").to_numpy(), removed))
+            rows = random.permutation(live)[:missing]
             images += [np.frombuffer(column[int(row)].as_py(), np.uint8) for row in rows]
             missing -= len(rows)
             if not missing:

@@ -7,7 +7,8 @@ with a path, a size and a time; a file may be a *container*, whose *members* are
 import functools
 import itertools
 import os
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from glo_core.common.errors import ConfigError
@@ -33,15 +34,19 @@ class Source(NamedTuple):
 
 
 def find_sources(
-    inputs: Sequence[Location], bases: dict[str, str], list_stores: Sequence[Location] = ()
+    inputs: Sequence[Location],
+    bases: dict[str, str],
+    list_stores: Sequence[Location] = (),
+    holds_files_of: Callable[[str, Location], bool] = lambda name, base: False,
 ) -> list[Source]:
     """Name every input.
 
-    A folder that moved keeps its name: its old place is gone, and the new one ends alike.
+    A folder that moved keeps its name: its old place is gone, and the new one ends alike and holds the same files.
 
     Args:
         bases: base folder of each source of earlier plans, by its name.
         list_stores: stores that lines of a list may name beside those of `inputs`.
+        holds_files_of: whether a base folder holds the files of the source of a name.
 
     Raises:
         UserError: if an input is missing or is of no kind that is read.
@@ -51,7 +56,7 @@ def find_sources(
     for place in dict.fromkeys(_resolved(place) for place in inputs):
         kind = _kind(place)
         base = place if kind == "folder" else place.parent
-        name = _name(place, base, bases)
+        name = _name(place, base, bases, holds_files_of)
         bases[name] = str(base)
         sources.append(Source(name, base, kind, place, stores))
     return sources
@@ -62,8 +67,10 @@ def _resolved(place: Location) -> Location:
     return Location(os.path.realpath(place.path)) if place.path else place
 
 
-def _name(place: Location, base: Location, bases: dict[str, str]) -> str:
-    """The name that this base has, or else one whose base is gone, or else a new one."""
+def _name(
+    place: Location, base: Location, bases: dict[str, str], holds_files_of: Callable[[str, Location], bool]
+) -> str:
+    """The name that this base has, or else one whose base is gone and whose files are here, or else a new one."""
     last = place.name
     if not last.isprintable():
         raise ConfigError(
@@ -72,15 +79,26 @@ def _name(place: Location, base: Location, bases: dict[str, str]) -> str:
     numbered = (last if number == 1 else f"{last}-{number}" for number in itertools.count(1))
     used = list(itertools.takewhile(lambda name: name in bases, numbered))
     exact = [name for name in used if bases[name] == str(base)]
-    gone = [name for name in used if not Location(bases[name]).exists()]
-    return (exact + gone + [last if not used else f"{last}-{len(used) + 1}"])[0]
+    if exact:
+        return exact[0]
+    moved = (name for name in used if _is_gone(bases[name]) and holds_files_of(name, base))
+    return next(moved, last if not used else f"{last}-{len(used) + 1}")
+
+
+def _is_gone(base: str) -> bool:
+    try:
+        return not Location(base).exists()
+    except OSError:  # A store that is no more
+        return True
 
 
 def _kind(place: Location) -> str:
     if place.is_dir():
         return "folder"
     if not place.exists():
-        raise ConfigError(f"`input` (={place}): missing, where a folder of image files was expected")
+        raise ConfigError(
+            f"`input` (={place}): missing on {socket.gethostname()}, where a folder of image files was expected"
+        )
     name = os.fsencode(place.name)
     if is_container(name):
         return "container"

@@ -4,14 +4,17 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+import glo_core as glo
 from glo_core import Dataset, UserError
 from glo_core.common.location import Location
 from glo_core.dataset_format.snapshots import SnapshotCounts
 from pipelines.config import InspectJob
 from pipelines.inspect_dataset import inspect_dataset
 from pipelines.preprocess.removal import remove_images
+from pipelines.preprocess.report import sample_images
 from tests.helpers.paths import ROOT
 
 
@@ -58,3 +61,46 @@ def test_what_is_removed_already_is_no_second_snapshot_and_no_image(dataset: Pat
     assert len(Dataset.open(dataset).snapshots) == 2
     with pytest.raises(UserError, match=rf"^{image_id}: was removed from the dataset$"):
         inspect_dataset(InspectJob(dataset=Location(dataset), export=str(image_id)))
+
+
+def test_a_dataset_that_was_opened_before_skips_what_is_removed_after(dataset: Path) -> None:
+    opened = Dataset.open(dataset)
+    image_id = int(opened.images().ids[2])
+    remove_images(Location(dataset), [str(image_id)])
+    assert image_id not in opened.images().ids
+    assert image_id not in opened.at(opened.digest).images([image_id % opened.config.code_shards]).ids
+
+
+def test_a_checkpoint_of_an_older_snapshot_gives_no_code_and_no_picture_of_a_removed_image(dataset: Path) -> None:
+    run = ROOT / "tests" / "golden" / "v1" / "run"
+    before = glo.load(run, images=Dataset.open(dataset))
+    image_id = int(before.ids[4])
+    path = next(
+        f"golden/{row['path'].decode()}"
+        for row in pq.read_table(dataset / "manifest" / "000001-00000.parquet").to_pylist()
+        if row["image_id"] == image_id
+    )
+    assert before.find(path) == image_id
+    remove_images(Location(dataset), [str(image_id)])
+    after = glo.load(run, images=Dataset.open(dataset))
+    assert after.ids.tolist() == [i for i in before.ids.tolist() if i != image_id]
+    assert len(after.images()) == len(after.reconstruct()) == len(after.ids)
+    samples = after.sample(4, seed=0)
+    assert image_id not in after.neighbors(samples, k=len(after.ids)).ids
+    for draw in (after.reconstruct, after.images, after.codes):
+        with pytest.raises(UserError, match=f"image id {image_id}"):
+            draw([image_id])
+    for model in (before, after):
+        with pytest.raises(UserError, match="was removed from the dataset"):
+            model.find(path)
+
+
+def test_a_contact_sheet_shows_no_removed_image(dataset: Path) -> None:
+    opened = Dataset.open(dataset)
+    sheet = sample_images(Location(dataset), opened.snapshots[0], opened.config, 100)
+    ids = opened.images().ids
+    assert len(sheet) == len(ids)
+    remove_images(Location(dataset), [str(ids[0]), str(ids[5])])
+    left = {image.tobytes() for image in sample_images(Location(dataset), opened.snapshots[0], opened.config, 100)}
+    live = Dataset.open(dataset).images()
+    assert left == {image.tobytes() for image in live.take(np.arange(len(live.ids))).numpy()}
