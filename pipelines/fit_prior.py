@@ -5,7 +5,12 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from glo_core.checkpoint.reader import Checkpoint
+from glo_core.checkpoint.run_dataset import find_dataset
+from glo_core.common.arrays import Int64Array
+from glo_core.common.errors import UserError
 from glo_core.sampling.config import PriorConfig
 from glo_core.sampling.gaussian_prior import GaussianPrior, Moments
 from pipelines.common.followup import FollowUp
@@ -20,9 +25,20 @@ log = logging.getLogger("glo.fit_prior")
 
 
 @ray_task
-def shard_moments(directory: str, shard: int) -> Moments:
-    """Moments of one code shard; only these d^2 numbers leave the task."""
-    return Moments.of(Checkpoint(Path(directory)).shard(shard, ["code"])["code"])
+def shard_moments(directory: str, shard: int, removed: Int64Array) -> Moments:
+    """Moments of one code shard without the images `removed` (int64 `[m]`); only these d^2 numbers leave the task."""
+    codes = Checkpoint(Path(directory)).shard(shard, ["image_id", "code"])
+    return Moments.of(codes["code"][~np.isin(codes["image_id"], removed)])
+
+
+def removed_since(run: Path, checkpoint: Checkpoint) -> Int64Array:
+    """Ids that the dataset of `run` has removed by now, int64 `[m]`; none where the dataset is not at hand."""
+    try:
+        dataset = find_dataset(run, checkpoint.snapshot)
+    except (UserError, OSError) as error:
+        log.warning("images that were removed since the checkpoint cannot be told: %s", error)
+        dataset = None
+    return np.empty(0, np.int64) if dataset is None else dataset.removed_by_now()
 
 
 def fit_prior(job: FitPriorJob) -> Path:
@@ -36,7 +52,9 @@ def fit_prior(job: FitPriorJob) -> Path:
 
     def prepare(stage: Stage[FitPriorDone]) -> Callable[[], FitPriorDone]:
         def fit() -> FitPriorDone:
-            tasks = [shard_moments.remote(str(checkpoint.directory), shard) for shard in range(checkpoint.code_shards)]
+            removed = removed_since(job.run, checkpoint)
+            shards = range(checkpoint.code_shards)
+            tasks = [shard_moments.remote(str(checkpoint.directory), shard, removed) for shard in shards]
             moments = functools.reduce(Moments.merge, task_results(tasks))
             for kind in job.kinds:
                 GaussianPrior.fit(kind, moments, checkpoint.code_config.projection).save(directory / kind)
