@@ -174,6 +174,7 @@ def read_whole(place: Location) -> str:
     except RejectedImageError as error:
         return error.reason
     assert len(members.names) < 100_000, f"{len(members.names)} members"
+    np.array([*members.starts, *members.lengths], np.int64)  # As a plan holds them
     contents = dict(read_members(place, members.starts, members.lengths))
     assert sorted(contents) == list(range(len(members.names))), "not one content for each member"
     return "damaged" if members.damage else "whole"

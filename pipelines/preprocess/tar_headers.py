@@ -14,6 +14,8 @@ Kind = Literal["file", "hard link", "folder", "other"]
 BLOCK = 512
 MAX_EXTENSION_BYTES = 16 << 20
 """Bytes of a long name or of pax records that are read at most"""
+MAX_SIZE = 1 << 62
+"""Bytes that no entry has: offsets and sizes are int64"""
 READ_AHEAD = 1 << 20
 """Bytes that are read at once: one request to an object store"""
 ZEROS = 1 << 20
@@ -178,7 +180,7 @@ def _parse(block: bytes, offset: int) -> _Header:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except (tarfile.HeaderError, ValueError) as error:
         raise DamagedTarError(f"byte {offset}: no tar header ({error})") from None
-    if info.size < 0:
+    if not 0 <= info.size < MAX_SIZE:
         raise DamagedTarError(f"byte {offset}: a size of {info.size}")
     name, target = (text.encode("utf-8", "surrogateescape") for text in (info.name, info.linkname))
     return _Header(name, info.type, info.size, target, bool(block[SPARSE_MAP_GOES_ON]))
@@ -228,7 +230,7 @@ def _entry(info: _Header, extensions: _Extensions, of_all: dict[bytes, bytes], h
         KINDS.get(info.type, "other"),
         header if extensions.header is None else extensions.header,
         data,
-        0 if info.type in WITHOUT_CONTENT else int(size) if size.isdigit() and len(size) < 20 else info.size,
+        0 if info.type in WITHOUT_CONTENT else int(size) if size.isdigit() and len(size) < 19 else info.size,
         info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith(b"GNU.sparse.") for key in extensions.records),
         records.get(b"linkpath") or extensions.target or info.target,
     )

@@ -256,6 +256,7 @@ def test_impossible_sizes_end_the_listing_behind_whole_images(tmp_path: Path, si
     read = contents(place)
     assert read["a.png"] == png(1)
     assert members_of(place).damage.startswith("damaged at byte ")
+    assert all(start + length < 1 << 63 for start, length in zip(*members_of(place)[1:3], strict=True))
 
 
 def test_a_tar_that_is_cut_keeps_its_whole_images(tmp_path: Path) -> None:
