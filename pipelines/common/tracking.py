@@ -259,7 +259,7 @@ def _reaching(uri: str) -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, OSError) as error:
+    except (MlflowException, OSError, ImportError) as error:  # A database's driver may be missing.
         if _names_remedy(error):
             raise UserError(f"{redact(uri)}: MLflow refuses: {_one_line(error)}") from None
         raise UserError(
