@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 import tests.helpers.typecheck  # noqa: F401, the hook finds it by its name
@@ -40,6 +41,10 @@ os.environ |= {
 }
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+# No property depends on time: a busy machine may take longer than Hypothesis allows by default.
+settings.register_profile("glo", deadline=None)
+settings.load_profile("glo")
 
 # The tensors of tests are small: threads of theirs would wait for each other longer than they work.
 torch.set_num_threads(1)

@@ -212,4 +212,4 @@ class Tables(RuleBasedStateMachine):
 TestTables = Tables.TestCase
 # Not shrunk: waiting for the slow disk again and again would take minutes.
 PHASES = [Phase.explicit, Phase.reuse, Phase.generate]
-TestTables.settings = settings(max_examples=100, stateful_step_count=30, deadline=None, phases=PHASES)
+TestTables.settings = settings(max_examples=100, stateful_step_count=30, phases=PHASES)

@@ -132,7 +132,7 @@ def ranks_hold_images(case: Case, world_size: int) -> bool:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases(), st.integers(1, 5))
 def test_every_world_size_sees_the_global_batches_of_one_rank(case: Case, assigned_steps: int) -> None:
     with mock.patch.object(epoch_batches, "ASSIGNED_STEPS", assigned_steps):
@@ -150,7 +150,7 @@ def test_every_world_size_sees_the_global_batches_of_one_rank(case: Case, assign
             assert global_steps(case, world_size, case.epoch, middle) == alone[case.epoch][middle:]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_every_rank_refuses_a_world_size_that_leaves_a_rank_without_images(case: Case) -> None:
     for world_size in range(1, case.lanes + 1):
@@ -161,7 +161,7 @@ def test_every_rank_refuses_a_world_size_that_leaves_a_rank_without_images(case:
                 case.rank(rank, world_size)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_the_clock_counts_the_valid_rows_of_each_step(case: Case) -> None:
     before = case.rank(0, 1).images_before

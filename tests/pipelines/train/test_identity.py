@@ -95,15 +95,17 @@ PREPROCESS_IDENTITY = {
     "draft": False,
     "srgb": False,
     "max_pixels": 1000,
+    "max_bytes": 1000,
     "min_side": 2,
     "allow_truncated": True,
     "code_shards": 8,
     "seed": 1,
     "holdout": 0.25,
+    "group_by": "(.)",
 }
 """Fields of a dataset that are fixed when it is made, each with another value"""
-PREPROCESS_EXECUTION = TRACKING | {"on_change": "replace", "retry_rejected": True}
-PREPROCESS_PLACES = {"input", "list_stores", "dataset", "remove"}
+PREPROCESS_EXECUTION = TRACKING | {"on_change": "replace", "retry_rejected": True, "yes": True}
+PREPROCESS_PLACES = {"input", "list_stores", "dataset", "remove", "erase", "discard_plan"}
 """What is read, where it goes, and what is to go"""
 
 
