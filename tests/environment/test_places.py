@@ -56,7 +56,7 @@ def preprocess(place: Path, images: Path, **options: object) -> None:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    folder = tmp_path / "Fotos Größe"
+    folder = tmp_path / "my photos"
     write_images(folder, IMAGES, seed=1)
     for path in list(folder.rglob("*.png")):
         path.rename(path.with_name(f"ä{path.name}"))
@@ -135,8 +135,8 @@ def environment_with_odd_path(folder: Path) -> Path:
 
 
 WORKER = """
-import ray
 from pipelines.common.ray_session import ray_session
+import ray
 with ray_session():
     # As Ray Train does: variables of its own.
     task = ray.remote(lambda: __import__("os").environ["OF_A_WORKER"])

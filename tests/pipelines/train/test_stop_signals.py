@@ -40,7 +40,8 @@ class Training:
                    "--tracking-uri", self.tracking]  # fmt: skip
         with self.log.open("wb") as log:
             self.process = subprocess.Popen([*command, *FLAGS], stdout=log, stderr=log, start_new_session=True)
-        while not (run / "progress.jsonl").exists():
+        progress = run / "progress.jsonl"
+        while not progress.exists() or '"loss"' not in progress.read_text():
             assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.1)
         self.children = psutil.Process(self.process.pid).children(recursive=True)
