@@ -41,7 +41,7 @@ class Training:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen([*command, *FLAGS], stdout=log, stderr=log, start_new_session=True)
         progress = run / "progress.jsonl"
-        while not progress.exists() or '"loss"' not in progress.read_text():
+        while not progress.exists() or '"train_psnr"' not in progress.read_text():
             assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.1)
         self.children = psutil.Process(self.process.pid).children(recursive=True)
