@@ -97,7 +97,7 @@ def _kind(place: Location) -> str:
         return "folder"
     if not place.exists():
         raise ConfigError(
-            f"`input` (={place}): missing on {socket.gethostname()}, where a folder of image files was expected"
+            f"`input` (={place}): missing, where a folder of image files was expected on {socket.gethostname()}"
         )
     name = os.fsencode(place.name)
     if is_container(name):

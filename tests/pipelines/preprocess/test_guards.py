@@ -155,7 +155,9 @@ def test_a_node_without_the_mount_rejects_nothing_and_the_plan_stays(left: str, 
     assert not list(dataset.glob("*/000002-*"))
     if left == "mount point":
         photos.rmdir()
-        assert "missing on " + socket.gethostname() in refusal(dataset, photos)
+        assert f"missing, where a folder of image files was expected on {socket.gethostname()}" in refusal(
+            dataset, photos
+        )
     away.rename(photos)
     summary = preprocess_small(dataset, photos)
     assert (summary["train"], summary["rejected"]) == (6, 0)
