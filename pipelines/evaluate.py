@@ -26,7 +26,7 @@ from glo_core.evaluation.config import InvertConfig
 from glo_core.evaluation.inversion import images_at_once
 from glo_core.evaluation.metrics import ReconstructionSums
 from glo_core.sampling.image_grid import grid, in_rows
-from pipelines.common.followup import FollowUp, open_dataset, shard_groups
+from pipelines.common.followup import FollowUp, newest_checkpoint, open_dataset, shard_groups
 from pipelines.common.ray_session import num_cpus, task_results
 from pipelines.common.records import EvaluateDone, Quality, SplitQuality
 from pipelines.common.stage import Stage
@@ -64,7 +64,7 @@ def evaluate(job: EvaluateJob) -> EvaluateDone:
     Raises:
         UserError: if the run has no checkpoint, or its dataset is nowhere.
     """
-    checkpoint = Checkpoint.latest(job.run)
+    checkpoint = newest_checkpoint(job.run)
     directory = EVALUATE.directory(job.run, checkpoint)
 
     def prepare(stage: Stage[EvaluateDone]) -> Callable[[], EvaluateDone]:

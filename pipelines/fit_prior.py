@@ -13,7 +13,7 @@ from glo_core.common.arrays import Int64Array
 from glo_core.common.errors import UserError
 from glo_core.sampling.config import PriorConfig
 from glo_core.sampling.gaussian_prior import GaussianPrior, Moments
-from pipelines.common.followup import FollowUp
+from pipelines.common.followup import FollowUp, newest_checkpoint
 from pipelines.common.ray_data import ray_task
 from pipelines.common.ray_session import task_results
 from pipelines.common.records import FitPriorDone
@@ -47,7 +47,7 @@ def fit_prior(job: FitPriorJob) -> Path:
     Raises:
         UserError: if the run has no checkpoint, or a part of it is damaged.
     """
-    checkpoint = Checkpoint.latest(job.run)
+    checkpoint = newest_checkpoint(job.run)
     directory = FIT_PRIOR.directory(job.run, checkpoint)
 
     def prepare(stage: Stage[FitPriorDone]) -> Callable[[], FitPriorDone]:

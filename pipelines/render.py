@@ -19,7 +19,7 @@ from glo_core.sampling.config import Kind
 from glo_core.sampling.gaussian_prior import GaussianPrior
 from glo_core.sampling.generate import decode_codes, interpolate
 from glo_core.sampling.image_grid import grid, in_rows
-from pipelines.common.followup import FollowUp, open_dataset
+from pipelines.common.followup import FollowUp, newest_checkpoint, open_dataset
 from pipelines.common.records import DONE_FILE, FitPriorDone, RenderDone, read_run_record
 from pipelines.common.stage import Input, Stage, run_id_of
 from pipelines.config import RenderConfig, RenderJob
@@ -91,7 +91,7 @@ def render(job: RenderJob) -> Path:
     Raises:
         UserError: if the run has no checkpoint, no prior is fitted to it, or its dataset is nowhere.
     """
-    checkpoint = Checkpoint.latest(job.run)
+    checkpoint = newest_checkpoint(job.run)
     prior_directory, kinds = _fitted_priors(job.run, checkpoint)
     digests = {kind: digest_file(prior_directory / kind / "prior.safetensors") for kind in kinds}
     prior = Input(prior_directory, digest_json(digests), run_id_of(prior_directory))

@@ -6,6 +6,7 @@ refused by the schema, at any depth and before a value is read. They are refused
 registered them: what is read does not depend on what else was imported.
 """
 
+import errno
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from glo_core.common.arrays import Int64Array
 from glo_core.common.errors import UserError
 from glo_core.common.files import not_whole
 from glo_core.common.location import Location
+
+_OF_THE_MACHINE = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOTCONN, errno.EHOSTUNREACH}
+"""Errors of a disk or a mount, which say nothing about the file"""
 
 EXTENSION_NAME = b"ARROW:extension:name"
 """The metadata key of a field whose extension type this process has not registered"""
@@ -31,10 +35,8 @@ def open_parquet(place: Path | Location, error: type[UserError] = UserError) -> 
     try:
         file = parquet_file(Location(place).open())
         refused = extension_type(file.schema_arrow)
-    except FileNotFoundError:
-        raise error(f"{place}: no such file; copy it back") from None
     except Exception as cause:
-        raise error(not_whole(place, "Parquet", cause)) from None
+        raise _unreadable(place, "Parquet", cause, error) from None
     _refuse(place, refused, error)
     return file
 
@@ -54,7 +56,7 @@ def read_parquet(
     try:
         return file.read(columns)
     except Exception as cause:
-        raise error(not_whole(place, "Parquet", cause)) from None
+        raise _unreadable(place, "Parquet", cause, error) from None
 
 
 def open_arrow(place: Path | Location, error: type[UserError] = UserError) -> Any:
@@ -62,10 +64,8 @@ def open_arrow(place: Path | Location, error: type[UserError] = UserError) -> An
     try:
         reader = pa.ipc.open_file(Location(place).open())
         refused = extension_type(reader.schema)
-    except FileNotFoundError:
-        raise error(f"{place}: no such file; copy it back") from None
     except Exception as cause:
-        raise error(not_whole(place, "Arrow", cause)) from None
+        raise _unreadable(place, "Arrow", cause, error) from None
     _refuse(place, refused, error)
     return reader
 
@@ -114,6 +114,15 @@ def _children(kind: Any) -> list[Any]:
 def int64_values(column: Any, *, null: int = -1) -> Int64Array:
     """A column of integers as NumPy, int64 `[n]`, with nulls as `null`: pyarrow itself would make floats of them."""
     return column.cast(pa.int64()).fill_null(null).to_numpy()
+
+
+def _unreadable(place: Path | Location, kind: str, cause: Exception, error: type[UserError]) -> Exception:
+    """What to raise of a file that cannot be read: the machine's errors stay as they are, since a retry may succeed."""
+    if isinstance(cause, FileNotFoundError):
+        return error(f"{place}: no such file; copy it back")
+    if isinstance(cause, OSError) and cause.errno in _OF_THE_MACHINE:
+        return cause
+    return error(not_whole(place, kind, cause))
 
 
 def _refuse(place: Path | Location, column: str | None, error: type[UserError]) -> None:

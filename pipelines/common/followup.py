@@ -14,10 +14,10 @@ from glo_core.common.config import Config
 from glo_core.common.errors import CheckpointError, UserError
 from glo_core.common.file_lock import file_lock
 from glo_core.common.location import Location
-from glo_core.common.records import write_record
+from glo_core.common.records import read_record, write_record
 from glo_core.data.dataset import Dataset
 from pipelines.common.ray_session import ray_session
-from pipelines.common.records import RUN_FILE, RunRecord, read_run_record
+from pipelines.common.records import DONE_FILE, RUN_FILE, RunRecord, TrainDone, read_run_record
 from pipelines.common.stage import DoneT, Input, Stage, identity_of, open_stage, run_id_of
 from pipelines.common.tracking import TrackingConfig
 
@@ -82,6 +82,26 @@ class FollowUp(Generic[DoneT]):
                 done = work()
             stage.finish(done)
         return done
+
+
+def newest_checkpoint(run: Path) -> Checkpoint:
+    """The newest checkpoint of `run`; a warning says so where a finished run has lost the one that it ended with.
+
+    Raises:
+        CheckpointError: if there is none, or it is damaged.
+    """
+    checkpoint = Checkpoint.latest(run)
+    done = read_record(run / DONE_FILE, TrainDone) if (run / DONE_FILE).exists() else None
+    seen = checkpoint.position.images_seen
+    if done is not None and done.images_seen > seen:
+        logging.getLogger("glo").warning(
+            "%s: its training ended at %d images seen, and that checkpoint is gone; this works on the one at %d, and "
+            "jobs/train.py goes on from there",
+            run,
+            done.images_seen,
+            seen,
+        )
+    return checkpoint
 
 
 def open_dataset(stage: Stage[Any], run: Path, checkpoint: Checkpoint, place: Location | None) -> Dataset:

@@ -43,7 +43,7 @@ from pipelines.preprocess.plan import (
     pending_plan,
     plan_path,
 )
-from pipelines.preprocess.progress import plan_progress, send_rest
+from pipelines.preprocess.progress import delete_pictures, plan_progress, send_rest
 from pipelines.preprocess.removal import remove_images
 from pipelines.preprocess.report import PreprocessReport, log_pictures
 from pipelines.preprocess.sources import find_sources
@@ -186,6 +186,7 @@ def _erase(dataset: Location, require_lease: Callable[[], None]) -> dict[str, An
         raise DatasetError(f"{dataset}: holds no image yet, so that `erase` has nothing to do; leave it out")
     sweep_uncommitted(dataset, snapshots)
     count = erase_removed(dataset, require_lease)
+    delete_pictures(dataset)
     print(
         f"preprocess: erased the pixels of every removed image, {count} block(s) written anew; codes of theirs go with "
         "a run's next checkpoint, and pictures that were drawn of them stay where they were drawn",

@@ -47,3 +47,11 @@ def send_rest(job: TrackingConfig, dataset: Location, but: int | None) -> None:
     if dataset.path is not None:
         logs = [path for path in logs_of_dataset(dataset.path) if but is None or path.name != f"{but:06d}"]
         send_leftovers(job, dataset.parent, logs)
+
+
+def delete_pictures(dataset: Location) -> None:
+    """Delete pictures that MLflow has missed so far: they may show images that were removed since."""
+    if dataset.path is not None:
+        for directory in logs_of_dataset(dataset.path):
+            for picture in directory.glob("*.png"):
+                picture.unlink(missing_ok=True)

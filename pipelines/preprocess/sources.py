@@ -71,7 +71,11 @@ def _name(
     place: Location, base: Location, bases: dict[str, str], holds_files_of: Callable[[str, Location], bool]
 ) -> str:
     """The name that this base has, or else one whose base is gone and whose files are here, or else a new one."""
-    last = place.name
+    try:
+        # In an ASCII locale Python reads names as such, and keeps the other letters as lone surrogates.
+        last = os.fsencode(place.name).decode() if place.path else place.name
+    except UnicodeDecodeError:
+        last = "\0"
     if not last.isprintable():
         raise ConfigError(
             f"`input` (={str(place)!r}): its last part is not valid text; give a link of another name to it"

@@ -1,5 +1,6 @@
 """The prior is fitted to the codes of images that are still in the dataset."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 from glo_core import Checkpoint, Dataset
 from glo_core.common.location import Location
 from glo_core.common.records import write_record
-from pipelines.common.records import RunRecord
+from pipelines.common.followup import newest_checkpoint
+from pipelines.common.records import RunRecord, TrainDone
 from pipelines.config import FitPriorJob
 from pipelines.fit_prior import fit_prior, removed_since
 from pipelines.preprocess.removal import remove_images
@@ -43,3 +45,16 @@ def test_codes_of_removed_images_are_left_out(tmp_path: Path) -> None:
 
     expected = codes[~np.isin(ids, gone)].mean(axis=0)
     np.testing.assert_allclose(load_file(directory / "full" / "prior.safetensors")["mean"], expected, rtol=1e-5)
+
+
+def test_a_run_that_lost_its_last_checkpoint_is_worked_on_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = shutil.copytree(ROOT / "tests" / "golden" / "v1" / "run", tmp_path / "run")
+    done = TrainDone(images_seen=63, psnr=20.0, pca_psnr=20.0, phase=0, snapshot="0" * 64)
+    write_record(run / "done.json", done)
+    assert newest_checkpoint(run).position.images_seen == 63
+    assert not caplog.records
+    write_record(run / "done.json", dataclasses.replace(done, images_seen=126))
+    assert newest_checkpoint(run).position.images_seen == 63
+    assert "ended at 126 images seen, and that checkpoint is gone; this works on the one at 63" in caplog.text

@@ -1,10 +1,12 @@
 """The gate for Parquet and Arrow files: extension types at any depth, registered or not, and nothing past the gate."""
 
 import ast
+import errno
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +14,7 @@ import pytest
 
 from glo_core.common.arrow_files import int64_values, open_arrow, open_parquet, read_parquet
 from glo_core.common.errors import DatasetError, UserError
+from glo_core.common.location import Location
 from tests.helpers.paths import ROOT
 from tests.helpers.pickled_objects import is_registered, pickled, pickled_field, register
 
@@ -182,3 +185,15 @@ def test_nothing_goes_past_the_gate() -> None:
         ("glo_core/common/arrow_files.py", "ParquetFile"),
         ("glo_core/common/arrow_files.py", "open_file"),
     ]
+
+
+@pytest.mark.parametrize("read", [open_parquet, open_arrow, read_parquet])
+def test_an_error_of_the_disk_is_no_error_of_the_file(
+    read: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken_disk(place: Location) -> NoReturn:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(place))
+
+    monkeypatch.setattr(Location, "open", broken_disk)
+    with pytest.raises(OSError, match="Input/output error"):
+        read(tmp_path / "part.parquet")

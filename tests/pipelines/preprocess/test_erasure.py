@@ -140,3 +140,12 @@ def test_a_dataset_in_a_bucket(dataset: Path, bucket: str) -> None:
     assert before[image_id] not in (remote / "blocks" / names[0]).read_bytes()
     assert pixels(str(remote)) == {i: data for i, data in before.items() if i != image_id}
     verify(str(remote))
+
+
+def test_pictures_that_mlflow_has_missed_go_too(dataset: Path) -> None:
+    folder = dataset / "tracking" / "000001"
+    folder.mkdir(parents=True)
+    for name in ("progress.jsonl", "new_images.png"):
+        (folder / name).write_bytes(b"")
+    erase(dataset, int(Dataset.open(dataset).images().ids[0]))
+    assert [path.name for path in folder.iterdir()] == ["progress.jsonl"]

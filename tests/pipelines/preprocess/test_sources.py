@@ -270,3 +270,17 @@ def test_a_list_in_a_store_names_its_own_store_and_no_file_of_this_machine(bucke
     (tmp_path / "here.txt").write_text(f"{one}\n{local}\n")
     stores = (Location(bucket.replace("/FOLDER", "")),)
     assert preprocess_small(tmp_path / "f", tmp_path / "here.txt", list_stores=stores)["train"] == 2
+
+
+def test_a_folder_of_any_letters_has_its_name_in_an_ascii_locale(tmp_path: Path) -> None:
+    folder = tmp_path / "Übergröße"
+    folder.mkdir()
+    code = (
+        "import sys; from glo_core.common.location import Location; from pipelines.preprocess.sources import *; "
+        "print(ascii(find_sources([Location(sys.argv[1])], {})[0].name))"
+    )
+    ascii_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code, folder], env=os.environ | ascii_locale, capture_output=True, text=True
+    )
+    assert ran.stdout.strip() == ascii("Übergröße"), ran.stderr
