@@ -24,6 +24,8 @@ _OF_THE_MACHINE = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, er
 
 EXTENSION_NAME = b"ARROW:extension:name"
 """The metadata key of a field whose extension type this process has not registered"""
+MAX_SCHEMA_ELEMENTS = 2000
+"""Columns of a Parquet file, with those within others and the levels of nesting"""
 
 
 def open_parquet(place: Path | Location, error: type[UserError] = UserError) -> Any:
@@ -70,7 +72,7 @@ def open_arrow(place: Path | Location, error: type[UserError] = UserError) -> An
     return reader
 
 
-def parquet_file(source: Any, *, buffer_size: int = 0, most_items: int | None = None) -> Any:
+def parquet_file(source: Any, *, buffer_size: int = 0) -> Any:
     """An open file of any origin as a `pyarrow.parquet.ParquetFile`, without a look at its types.
 
     No column of it may be read before `extension_type` has passed it.
@@ -78,8 +80,9 @@ def parquet_file(source: Any, *, buffer_size: int = 0, most_items: int | None = 
     Args:
         source: a seekable `pyarrow.NativeFile`.
         buffer_size: bytes of each column that are read ahead; 0 reads a row group's whole column at once.
-        most_items: of each list in the footer, such as columns or row groups; None for pyarrow's own limit.
     """
+    # The limit holds for the list of row groups too: so only where the schema needs it.
+    most_items = None if _has_small_schema(source) else MAX_SCHEMA_ELEMENTS
     # Without the switch, a plain column whose Parquet type is UUID or JSON would become an extension type.
     return pq.ParquetFile(
         source,
@@ -88,6 +91,22 @@ def parquet_file(source: Any, *, buffer_size: int = 0, most_items: int | None = 
         arrow_extensions_enabled=False,
         thrift_container_size_limit=most_items,
     )
+
+
+def _has_small_schema(source: Any) -> bool:
+    """Whether a Parquet file's schema has few elements: pyarrow overflows the stack at 16,000 levels of nesting.
+
+    The footer begins with the version, an i32, and the schema, a list, in Thrift's compact encoding. The number of the
+    list's elements stands in four bits of its header, or behind it if there are 15 and more.
+    """
+    size = source.size()
+    length = int.from_bytes(source.read_at(8, max(size - 8, 0))[:4], "little")
+    footer = bytes(source.read_at(16, size - 8 - length)) if 16 <= length <= size - 8 else bytes(16)
+    if footer[0] != 0x15 or footer[1] > 127 or footer[2] != 0x19:
+        return False
+    if footer[3] >> 4 < 15 or footer[4] < 128:
+        return True
+    return footer[5] < 128 and footer[5] * 128 + footer[4] - 128 <= MAX_SCHEMA_ELEMENTS
 
 
 def extension_type(fields: Iterable[Any]) -> str | None:

@@ -21,8 +21,6 @@ BATCH_BYTES, BATCH_ROWS, LABEL_ROWS = 16 << 20, 32, 256
 """Of values that are in memory at once: bytes by the average of the row group, and rows at most"""
 LABEL_LENGTH = 256
 """Characters of a label that are kept"""
-MAX_SCHEMA_ELEMENTS = 2000
-"""Columns of a table, with those within others and the levels of nesting"""
 SPARE_ROWS = 1 << 20
 """Rows that a table may have beyond one for each byte of its file: a row without an image takes next to none"""
 
@@ -70,30 +68,12 @@ def read_rows(source: Any, rows: Sequence[int], order: Sequence[int]) -> Iterato
 
 
 def _open(source: Any) -> Any:
-    # The limit holds for row groups too: so only where the schema needs it.
-    most_items = None if _has_small_schema(source) else MAX_SCHEMA_ELEMENTS
-    file = parquet_file(source, buffer_size=READ_AHEAD, most_items=most_items)
+    file = parquet_file(source, buffer_size=READ_AHEAD)
     rows = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
     total = file.metadata.num_rows
     if min(rows, default=0) < 0 or sum(rows) != total or total > source.size() + SPARE_ROWS:
         raise RejectedImageError("broken container", f"{total} rows by its footer, {sum(rows)} by its row groups")
     return file
-
-
-def _has_small_schema(source: Any) -> bool:
-    """Whether a Parquet file's schema has few elements: pyarrow overflows the stack at 16,000 levels of nesting.
-
-    The footer begins with the version, an i32, and the schema, a list, in Thrift's compact encoding. The number of the
-    list's elements stands in four bits of its header, or behind it if there are 15 and more.
-    """
-    size = source.size()
-    length = int.from_bytes(source.read_at(8, max(size - 8, 0))[:4], "little")
-    footer = bytes(source.read_at(16, size - 8 - length)) if 16 <= length <= size - 8 else bytes(16)
-    if footer[0] != 0x15 or footer[1] > 127 or footer[2] != 0x19:
-        return False
-    if footer[3] >> 4 < 15 or footer[4] < 128:
-        return True
-    return footer[5] < 128 and footer[5] * 128 + footer[4] - 128 <= MAX_SCHEMA_ELEMENTS
 
 
 def _image_column(file: Any) -> Column:

@@ -4,6 +4,8 @@ import ast
 import errno
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +17,7 @@ import pytest
 from glo_core.common.arrow_files import int64_values, open_arrow, open_parquet, read_parquet
 from glo_core.common.errors import DatasetError, UserError
 from glo_core.common.location import Location
+from tests.helpers.nested_table import nested_table
 from tests.helpers.paths import ROOT
 from tests.helpers.pickled_objects import is_registered, pickled, pickled_field, register
 
@@ -157,6 +160,33 @@ def test_what_is_no_file_of_the_kind_is_one_line(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1]}), tmp_path / "z")
     with pytest.raises(UserError, match=r"z: has no column b; copy the file back"):
         read_parquet(tmp_path / "z", ["a", "b"])
+
+
+@pytest.mark.parametrize("depth", [3, 1000, 16_000, 500_000])
+def test_a_schema_of_any_depth_ends_no_process(tmp_path: Path, depth: int) -> None:
+    (tmp_path / "x.parquet").write_bytes(nested_table(depth))
+    program = (
+        "import sys; from pathlib import Path; from glo_core.common.arrow_files import read_parquet\n"
+        "try: print(read_parquet(Path(sys.argv[1])).num_rows)\nexcept Exception as error: print(error)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "x.parquet")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0
+    assert result.stdout == "0\n" if depth < 2000 else "x.parquet: not a whole Parquet file" in result.stdout
+
+
+@pytest.mark.parametrize("depth", [50, 5000])
+def test_an_arrow_schema_of_any_depth_is_one_line_at_worst(tmp_path: Path, depth: int) -> None:
+    kind: Any = pa.int8()
+    for _ in range(depth):
+        kind = pa.struct([("a", kind)])
+    with pa.ipc.new_file(tmp_path / "x.arrow", pa.schema([("a", kind)])):
+        pass
+    if depth < 64:
+        assert open_arrow(tmp_path / "x.arrow").num_record_batches == 0
+        return
+    with pytest.raises(UserError, match="not a whole Arrow file"):
+        open_arrow(tmp_path / "x.arrow")
 
 
 def test_integers_with_nulls_stay_integers() -> None:

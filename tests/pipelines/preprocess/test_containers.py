@@ -21,6 +21,7 @@ from glo_core.common.location import Location
 from glo_core.dataset_format.rejection import RejectedImageError
 from pipelines.preprocess.containers import list_members, read_members
 from pipelines.preprocess.members import Members
+from tests.helpers.nested_table import nested_table
 from tests.helpers.paths import ROOT
 from tests.helpers.pickled_objects import pickled, pickled_field, register
 
@@ -479,21 +480,6 @@ def test_a_footer_that_lies_about_its_rows(tmp_path: Path) -> None:
             assert error.reason == "broken container"
         else:
             assert len(read) <= (1 << 20) + len(data)
-
-
-def nested_table(depth: int) -> bytes:
-    """A Parquet file without rows, whose one column lies in `depth` structs: only its footer."""
-
-    def element(fields: bytes) -> bytes:
-        return fields + b"\0"
-
-    count = depth + 2
-    group = element(b"\x35\x02" + b"\x18\x01a" + b"\x15\x02")  # Optional, named a, of one child
-    leaf = element(b"\x15\x0c" + b"\x25\x02" + b"\x18\x01a")  # Bytes
-    varint = bytes([count & 127 | 128, count >> 7 & 127 | 128, count >> 14])
-    schema = b"\x19\xfc" + varint + element(b"\x48\x01s\x15\x02") + group * depth + leaf
-    footer = b"\x15\x02" + schema + b"\x16\x00\x19\x0c\0"
-    return b"PAR1" + footer + struct.pack("<I", len(footer)) + b"PAR1"
 
 
 @pytest.mark.parametrize("depth", [3, 1000, 30_000, 500_000])

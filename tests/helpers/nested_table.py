@@ -1,0 +1,18 @@
+"""A Parquet footer that overflows the stack of a reader that trusts it."""
+
+import struct
+
+
+def nested_table(depth: int) -> bytes:
+    """A Parquet file without rows, whose one column lies in `depth` structs: only its footer."""
+
+    def element(fields: bytes) -> bytes:
+        return fields + b"\0"
+
+    count = depth + 2
+    group = element(b"\x35\x02" + b"\x18\x01a" + b"\x15\x02")  # Optional, named a, of one child
+    leaf = element(b"\x15\x0c" + b"\x25\x02" + b"\x18\x01a")  # Bytes
+    varint = bytes([count & 127 | 128, count >> 7 & 127 | 128, count >> 14])
+    schema = b"\x19\xfc" + varint + element(b"\x48\x01s\x15\x02") + group * depth + leaf
+    footer = b"\x15\x02" + schema + b"\x16\x00\x19\x0c\0"
+    return b"PAR1" + footer + struct.pack("<I", len(footer)) + b"PAR1"
