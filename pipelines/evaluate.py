@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from glo_core.checkpoint.layout import metrics_path
 from glo_core.checkpoint.reader import Checkpoint
 from glo_core.common.digests import digest
 from glo_core.common.files import atomic_write
@@ -103,7 +104,7 @@ def _inputs(job: EvaluateJob, checkpoint: Checkpoint, dataset: Dataset, director
     parts = directory / f"parts-{digest(dataset.removed.astype('<i8').tobytes()).hex()[:8]}"
     parts.mkdir(parents=True, exist_ok=True)
     # A phase that reached its target has saved the first; a run that began with PCA has saved the second.
-    at_end = job.run / "metrics" / f"{checkpoint.position.images_seen}.safetensors"
+    at_end = metrics_path(job.run, checkpoint.position.images_seen).with_suffix(".safetensors")
     at_start = job.run / "pca_init.safetensors"
     inputs = EvaluationInputs(
         checkpoint=str(checkpoint.directory),

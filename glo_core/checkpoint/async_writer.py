@@ -27,6 +27,7 @@ from glo_core.checkpoint.layout import (
     CheckpointRecord,
     Part,
     Position,
+    forget_metrics,
     is_committed,
     shard_name,
     staging_directory,
@@ -158,6 +159,7 @@ class CheckpointWriter:
             raise RuntimeError(f"{staging}: no rank wrote {', '.join(sorted(missing))}")
         write_record(staging / MARK, dataclasses.replace(record, parts=parts))
         self.attempt.require_current()
+        forget_metrics(self.attempt.run, record.position.images_seen)
         try:
             staging.rename(committed)
         except FileNotFoundError:  # A newer attempt, which began since, has moved it away.

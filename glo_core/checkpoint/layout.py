@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from glo_core.common.errors import CheckpointError, UserError
+from glo_core.common.files import sync_directory
 from glo_core.common.records import Record
 
 CODES_METADATA = {"format": "glo-codes", "format_version": "1"}
@@ -103,6 +104,20 @@ def newest_checkpoint_directory(run: Path) -> Path:
 def staging_directory(run: Path, images_seen: int, token: str) -> Path:
     """Where the attempt of `token` writes the parts of a checkpoint; its rename to `<images seen>` commits them."""
     return run / "checkpoints" / f"{images_seen}.{token}"
+
+
+def metrics_path(run: Path, images_seen: int) -> Path:
+    """The `MetricsRecord` of the checkpoint at `images_seen`, the end of a phase; beside it `.safetensors`, the PCA."""
+    return run / "metrics" / f"{images_seen}.json"
+
+
+def forget_metrics(run: Path, images_seen: int) -> None:
+    """Delete the figures of an earlier checkpoint at `images_seen`, which is gone, before a new one is committed."""
+    path = metrics_path(run, images_seen)
+    for stale in (path, path.with_suffix(".safetensors")):
+        if stale.exists():
+            stale.unlink(missing_ok=True)
+            sync_directory(stale.parent)  # The commit must not reach the disk before it.
 
 
 def sweep_uncommitted(run: Path, token: str) -> None:

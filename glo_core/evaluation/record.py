@@ -1,7 +1,6 @@
 """How good a run is, as its files have it."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from glo_core.common.errors import CheckpointError, UserError
@@ -21,8 +20,3 @@ class MetricsRecord(Record):
     """dB, of the reconstructions by the EMA decoder"""
     pca_psnr: float
     """dB, of projections on as many principal components as a code has dimensions"""
-
-
-def metrics_path(run: Path, images_seen: int) -> Path:
-    """The file of the `MetricsRecord` of a phase that ended at `images_seen`."""
-    return run / "metrics" / f"{images_seen}.json"

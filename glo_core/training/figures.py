@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from glo_core.checkpoint.attempt import Attempt
+from glo_core.checkpoint.layout import metrics_path
 from glo_core.common.records import read_record, write_record
 from glo_core.common.runtime import Metrics, Runtime
 from glo_core.evaluation.metrics import training_psnr
 from glo_core.evaluation.pca_baseline import PcaBaseline
-from glo_core.evaluation.record import MetricsRecord, metrics_path
+from glo_core.evaluation.record import MetricsRecord
 from glo_core.training.epoch_batches import EpochBatches
 from glo_core.training.learner import Learner
 

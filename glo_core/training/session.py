@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from glo_core.checkpoint.layout import committed_checkpoints
+from glo_core.checkpoint.layout import committed_checkpoints, metrics_path
 from glo_core.checkpoint.reader import Checkpoint
 from glo_core.checkpoint.run_record import RUN_FILE, PhaseRecord, RunRecord
 from glo_core.codes.config import CodeConfig
@@ -20,7 +20,7 @@ from glo_core.common.records import read_record, write_record
 from glo_core.common.runtime import Runtime
 from glo_core.data.dataset import Dataset
 from glo_core.data.image_source import ImageSource, TensorImages
-from glo_core.evaluation.record import MetricsRecord, metrics_path
+from glo_core.evaluation.record import MetricsRecord
 from glo_core.losses.weighted_sum import Loss
 from glo_core.training import phases as run_phases
 from glo_core.training.auto_config import images_to_see, resolve_defaults

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from glo_core.checkpoint.layout import DECODER_PARTS, MARK, committed_checkpoints
+from glo_core.checkpoint.layout import DECODER_PARTS, MARK, committed_checkpoints, metrics_path
 from glo_core.checkpoint.reader import Checkpoint
 from glo_core.common.errors import ConfigError, DatasetError
 from glo_core.common.files import write_bytes
@@ -16,7 +16,7 @@ from glo_core.data.lanes import overload as overload_of
 from glo_core.decoder.build import make_decoder
 from glo_core.decoder.config import Shape
 from glo_core.decoder.cost import cost, num_parameters
-from glo_core.evaluation.record import MetricsRecord, metrics_path
+from glo_core.evaluation.record import MetricsRecord
 from glo_core.losses.weighted_sum import make_loss
 from glo_core.training.config import ResolvedTrainConfig
 from glo_core.training.epoch_batches import too_many_workers
