@@ -105,7 +105,10 @@ def _read_segments(data: bytes) -> _Frame:
         if marker == _SOS:
             frame.scan = at
             break
-        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        if length < 2:
+            raise RejectedImageError("broken", f"a segment of {length} bytes")
+        end = at + 2 + length
         _read_segment(frame, marker, data[at:end])
         at = end
     if not frame.kind:

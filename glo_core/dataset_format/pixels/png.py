@@ -19,7 +19,7 @@ from glo_core.dataset_format.config import ResolvedDatasetConfig
 from glo_core.dataset_format.pixels import exif
 from glo_core.dataset_format.pixels.color import MAX_PROFILE
 from glo_core.dataset_format.pixels.pillow import Matches, open_picture, raster_of, with_transparent_color
-from glo_core.dataset_format.pixels.raster import Raster, check_memory, check_size
+from glo_core.dataset_format.pixels.raster import Raster, check_memory, check_size, require_size
 from glo_core.dataset_format.pixels.samples import divided_by_257
 from glo_core.dataset_format.rejection import RejectedImageError
 
@@ -66,6 +66,7 @@ def open_png(data: bytes, policy: ResolvedDatasetConfig) -> Raster:
     check_memory(width, height, width * height * pixel, policy)
     picture = b"".join((_SIGNATURE, *chunks.picture))
     image = open_picture(picture, "PNG")
+    require_size(image.size, (width, height))
     image.load()
     turned = exif.orientation(chunks.exif)
     if image.mode == "I;16":
@@ -90,6 +91,9 @@ def _read_chunks(data: bytes, checked: bool) -> _Chunks:
     for name, start, end in _walk(data):
         body = data[start + 8 : end - 4]
         if name in _PICTURE or (name in _OF_PALETTE and chunks.kind == _PALETTE):
+            # Pillow would go by the last header, and nobody has checked that one.
+            if (name == b"IHDR") == bool(chunks.picture):
+                raise RejectedImageError("broken", "it does not begin with its only header")
             # Of a chunk that is cut short, the decoder says whether pixels are missing.
             whole = end <= len(data)
             if (
@@ -99,7 +103,7 @@ def _read_chunks(data: bytes, checked: bool) -> _Chunks:
             ):
                 raise RejectedImageError("broken", f"chunk {name.decode()} is damaged")
             chunks.picture.append(data[start:end])
-        if name == b"IHDR" and not chunks.header:
+        if name == b"IHDR":
             chunks.header = body
         elif name == b"tRNS":
             chunks.transparency = body

@@ -62,6 +62,17 @@ def check_size(width: int, height: int, policy: ResolvedDatasetConfig) -> None:
         raise RejectedImageError("too small", f"{width} x {height}")
 
 
+def require_size(opened: tuple[int, int], checked: tuple[int, int]) -> None:
+    """Refuse a file that its decoder opens with another size, in pixels, than the one that was checked.
+
+    Raises:
+        RejectedImageError: `broken`.
+    """
+    if opened != checked:
+        stated = " and ".join(f"{width} x {height}" for width, height in (checked, opened))
+        raise RejectedImageError("broken", f"its headers state {stated} pixels")
+
+
 def check_memory(width: int, height: int, bytes_needed: float, policy: ResolvedDatasetConfig) -> None:
     """Refuse an image of `width` x `height` decoded pixels that takes too much memory while it is decoded.
 

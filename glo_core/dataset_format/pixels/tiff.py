@@ -16,7 +16,14 @@ from glo_core.dataset_format.pixels import exif
 from glo_core.dataset_format.pixels import tiff_tags as tags
 from glo_core.dataset_format.pixels.color import to_srgb
 from glo_core.dataset_format.pixels.pillow import bytes_per_pixel, open_picture, raster_of
-from glo_core.dataset_format.pixels.raster import STRIP_PIXELS, Raster, check_memory, check_size, over_background
+from glo_core.dataset_format.pixels.raster import (
+    STRIP_PIXELS,
+    Raster,
+    check_memory,
+    check_size,
+    over_background,
+    require_size,
+)
 from glo_core.dataset_format.pixels.samples import LONGEST_FIXED, largest_value, scale_of, to_bytes
 from glo_core.dataset_format.pixels.tiff_layout import Layout, plane_as_bytes, read_layout, without_other_tags
 from glo_core.dataset_format.pixels.tiff_samples import sample_type, unpack
@@ -52,6 +59,7 @@ def open_tiff(data: bytes, policy: ResolvedDatasetConfig) -> Raster:
         # Old-style JPEG points into its own file.
         stream = data if layout.compression == _OLD_JPEG else without_other_tags(directory, layout, _FOR_PILLOW)
         image = open_picture(stream, "TIFF")
+        require_size(image.size, (layout.width, layout.height))
         needed = image.width * image.height * (bytes_per_pixel(image) + 4)
         check_memory(*image.size, needed + layout.part_bytes, policy)
         image.load()
@@ -72,6 +80,7 @@ class _Picture:
         self._planes = []
         for plane in range(layout.planes):
             image = open_picture(plane_as_bytes(directory, layout, plane), "TIFF")
+            require_size(image.size, (layout.row_bytes, layout.height))
             image.load()
             self._planes.append(image)
         self._scale = scale_of(self._type, layout.bits, self._largest())
