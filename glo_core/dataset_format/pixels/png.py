@@ -25,7 +25,6 @@ from glo_core.dataset_format.rejection import RejectedImageError
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PICTURE = frozenset({b"IHDR", b"IDAT"})
-_OF_PALETTE = frozenset({b"PLTE", b"tRNS"})
 _GRAY, _RGB, _PALETTE, _GRAY_ALPHA, _RGB_ALPHA = 0, 2, 3, 4, 6
 """Kinds of color, by their numbers in the header"""
 _BYTES = {_GRAY: 1, _PALETTE: 1}
@@ -37,6 +36,7 @@ _LOW_BYTES = "RGB;16L"
 @dataclass
 class _Chunks:
     header: bytes = b""
+    palette: bytes = b""
     transparency: bytes = b""
     profile: bytes = b""
     exif: bytes = b""
@@ -47,6 +47,16 @@ class _Chunks:
     def kind(self) -> int:
         """The kind of color; -1 before the header."""
         return self.header[9] if len(self.header) > 9 else -1
+
+    def fits(self, name: bytes, body: bytes) -> bool:
+        """Whether a palette, or transparency, is the first one, and such that it counts before the pixels begin."""
+        if name == b"PLTE":
+            return self.kind == _PALETTE and not self.palette
+        if self.transparency:
+            return False
+        if self.kind == _PALETTE:
+            return len(body) <= len(self.palette) // 3
+        return len(body) == {_GRAY: 2, _RGB: 6}.get(self.kind)
 
 
 def open_png(data: bytes, policy: ResolvedDatasetConfig) -> Raster:
@@ -78,7 +88,7 @@ def open_png(data: bytes, policy: ResolvedDatasetConfig) -> Raster:
     else:
         # Pillow keeps 16-bit gray with alpha as RGBA.
         raster = raster_of(image, policy, orientation=turned, profile=profile, gray=kind == _GRAY_ALPHA)
-    if kind in (_GRAY, _RGB) and len(chunks.transparency) >= 2 * (1 + 2 * (kind == _RGB)):
+    if kind in (_GRAY, _RGB) and chunks.transparency:
         return with_transparent_color(raster, _transparent(image, picture, chunks.transparency, depth), policy)
     return raster
 
@@ -87,10 +97,13 @@ def open_png(data: bytes, policy: ResolvedDatasetConfig) -> Raster:
 
 
 def _read_chunks(data: bytes, checked: bool) -> _Chunks:
-    chunks = _Chunks()
+    chunks, has_pixels = _Chunks(), False
     for name, start, end in _walk(data):
         body = data[start + 8 : end - 4]
-        if name in _PICTURE or (name in _OF_PALETTE and chunks.kind == _PALETTE):
+        if name in (b"PLTE", b"tRNS") and (has_pixels or not chunks.fits(name, body)):
+            continue
+        has_pixels |= name == b"IDAT"
+        if name in _PICTURE or (name in (b"PLTE", b"tRNS") and chunks.kind == _PALETTE):
             # Pillow would go by the last header, and nobody has checked that one.
             if (name == b"IHDR") == bool(chunks.picture):
                 raise RejectedImageError("broken", "it does not begin with its only header")
@@ -105,6 +118,8 @@ def _read_chunks(data: bytes, checked: bool) -> _Chunks:
             chunks.picture.append(data[start:end])
         if name == b"IHDR":
             chunks.header = body
+        elif name == b"PLTE":
+            chunks.palette = body
         elif name == b"tRNS":
             chunks.transparency = body
         elif name == b"iCCP":
@@ -150,11 +165,12 @@ def _part(image: Image.Image, first: int, last: int) -> NDArray[Any]:
 
 def _transparent(image: Image.Image, picture: bytes, color: bytes, depth: int) -> Matches:
     """Which pixels have the one transparent color, compared in all bits that the file has."""
-    values = np.frombuffer(color[: len(color) // 2 * 2], ">u2")
+    # Of the two bytes of each value only the bits of the file's depth count.
+    values = np.frombuffer(color, ">u2") & (2**depth - 1)
     if image.mode == "RGB" and depth == 16:
-        return _matches_deep(image, picture, values[:3])
+        return _matches_deep(image, picture, values)
     if image.mode == "RGB":
-        return lambda first, last: (_part(image, first, last) == values[:3]).all(axis=2)
+        return lambda first, last: (_part(image, first, last) == values).all(axis=2)
     # Pillow spreads 2 and 4 bits over 0 to 255.
     value = int(values[0]) if depth == 16 else int(values[0]) * 255 // (2**depth - 1)
     return lambda first, last: _part(image, first, last) == (bool(value) if image.mode == "1" else value)

@@ -17,7 +17,7 @@ from PIL import Image, ImageCms
 from glo_core.dataset_format.config import ResolvedDatasetConfig
 from glo_core.dataset_format.image_decoding import decode
 from tests.helpers.color_profiles import adobe_rgb, gray
-from tests.helpers.encode_images import encoded, png, ramps, tiff
+from tests.helpers.encode_images import encoded, png, png_chunk, ramps, tiff
 
 FAULTS = Path(__file__).parents[2] / "faults"
 SIDE, TOLERANCE = 32, 3
@@ -84,12 +84,27 @@ def pngs() -> Cases:
             if kind in (0, 2):
                 color = samples[10, 5].astype(">u2").tobytes()
                 yield f"PNG {depth} bits, kind {kind}, tRNS", png(samples, depth, kind, [(b"tRNS", color)])
+                yield from odd_transparencies(samples, depth, kind)
     for depth in (1, 2, 4, 8):
         palette = b"PLTE", (np.arange(3 << depth) * 7 % 256).astype(np.uint8).tobytes()
         samples = whole(1, 2**depth - 1)
         yield f"PNG {depth} bits, palette", png(samples, depth, 3, [palette])
         alpha = b"tRNS", bytes(range(1 << depth))[:200]
         yield f"PNG {depth} bits, palette, tRNS", png(samples, depth, 3, [palette, alpha])
+        yield f"PNG {depth} bits, palette, tRNS before", png(samples, depth, 3, [alpha, palette])
+        yield f"PNG {depth} bits, palette, tRNS twice", png(samples, depth, 3, [palette, alpha, (b"tRNS", b"\xff\0")])
+
+
+def odd_transparencies(samples: np.ndarray, depth: int, kind: int) -> Cases:
+    """Bits above the file's depth are set, it stands twice, behind the pixels, or has another length."""
+    color, other = samples[10, 5].astype(">u2"), samples[20, 25].astype(">u2").tobytes()
+    high = (color | (0xFFFF - (2**depth - 1))).astype(">u2").tobytes()
+    name = f"PNG {depth} bits, kind {kind}, tRNS"
+    yield f"{name} with high bits", png(samples, depth, kind, [(b"tRNS", high)])
+    yield f"{name} twice", png(samples, depth, kind, [(b"tRNS", color.tobytes()), (b"tRNS", other)])
+    yield f"{name} too long", png(samples, depth, kind, [(b"tRNS", color.tobytes() + bytes(2))])
+    plain = png(samples, depth, kind)
+    yield f"{name} late", plain[:-12] + png_chunk(b"tRNS", color.tobytes()) + plain[-12:]
 
 
 def unsigned_tiffs() -> Cases:
@@ -160,7 +175,7 @@ def profiles() -> Cases:
     ("cases", "at_least"),
     [
         (written_by_pillow, 27),
-        (pngs, 25),
+        (pngs, 55),
         (unsigned_tiffs, 120),
         (signed_and_float_tiffs, 16),
         (other_tiffs, 16),
