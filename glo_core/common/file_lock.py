@@ -6,8 +6,11 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from glo_core.common.errors import UserError
+
+LOCK_FILE = ".lock"
 
 
 @contextlib.contextmanager
@@ -19,16 +22,28 @@ def file_lock(directory: Path, error: type[UserError] = UserError) -> Iterator[N
     Raises:
         UserError: `error`, if another live process holds the lock.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "an unknown process"
-            raise error(f"{directory}: in use by {holder}; wait for it to end, or stop it") from None
+    with _locked(directory, error) as lock:
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
         yield
         lock.truncate(0)
+
+
+def _locked(directory: Path, error: type[UserError]) -> TextIO:
+    """The locked file, which lies in `directory`: its last holder may have deleted the one that was opened first."""
+    path = directory / LOCK_FILE
+    while True:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = path.open("a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(path.stat(), os.fstat(lock.fileno())):
+                    return lock
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "an unknown process"
+            lock.close()
+            raise error(f"{directory}: in use by {holder}; wait for it to end, or stop it") from None
+        lock.close()

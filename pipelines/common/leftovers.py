@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from glo_core.common.errors import UserError
-from glo_core.common.file_lock import file_lock
+from glo_core.common.file_lock import LOCK_FILE, file_lock
 from glo_core.common.location import Location
 from glo_core.common.records import write_record
 from pipelines.common.progress import Progress
-from pipelines.common.progress_log import LOG_FILE, is_behind
+from pipelines.common.progress_log import LOG_FILE, has_ended, is_behind
 from pipelines.common.records import RUN_FILE, read_run_record
 from pipelines.common.tracking import TrackingConfig
 
@@ -40,20 +40,30 @@ def send_leftovers(config: TrackingConfig, root: Path | Location, directories: I
     Where MLflow does not answer, a warning says so. The folder of a plan is deleted once MLflow has it whole.
     """
     for directory in directories:
+        is_of_plan = directory.parent.name == TRACKING_FOLDER
         with contextlib.suppress(UserError, OSError):  # In use, damaged, or not ours to write.
-            if is_behind(directory):
+            if is_of_plan or is_behind(directory):
                 with file_lock(directory):
-                    if not _send(config, root, directory):
+                    if is_behind(directory) and not _send(config, root, directory):
                         return
-        if directory.parent.name == TRACKING_FOLDER:
-            delete_if_sent(directory)
+                    if is_of_plan:
+                        delete_if_sent(directory)
 
 
 def delete_if_sent(directory: Path) -> None:
-    """Delete the log of a plan, and its pictures, once MLflow has them."""
+    """Delete the log of a plan, and its pictures, once MLflow has them and no command will add to them.
+
+    The caller holds the lock of `directory`, which goes last, so that nobody else begins in what is half deleted.
+    """
     with contextlib.suppress(OSError):
-        if not is_behind(directory):
-            shutil.rmtree(directory)
+        if not is_behind(directory) and has_ended(directory):
+            for path in directory.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != LOCK_FILE:
+                    path.unlink()
+            (directory / LOCK_FILE).unlink()
+            directory.rmdir()
             directory.parent.rmdir()  # Unless another plan has a log.
 
 

@@ -6,6 +6,7 @@ the next command.
 
 import itertools
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -176,6 +177,19 @@ def is_behind(directory: Path) -> bool:
         sent = SentRecord()
     path = directory / LOG_FILE
     return path.exists() and (path.stat().st_size > max(sent.bytes, len(_HEAD)) or bool(sent.refused))
+
+
+def has_ended(directory: Path) -> bool:
+    """Whether the last line of the log in `directory` says how the work ended, or the log has no line yet."""
+    with (directory / LOG_FILE).open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 4096))
+        last = file.readlines()[-1:]
+    try:
+        line = json.loads(b"".join(last))
+    except ValueError:  # Half a line, or one that is longer than any status.
+        line = None
+    return size <= len(_HEAD) or (isinstance(line, dict) and kind_of(line) == "status")
 
 
 def _truncate_to_whole_lines(file: Any) -> None:

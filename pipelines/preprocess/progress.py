@@ -25,10 +25,11 @@ def plan_progress(job: TrackingConfig, dataset: Location, number: int) -> Iterat
     with contextlib.ExitStack() as closing:
         if dataset.path is not None:
             directory = dataset.path / TRACKING_FOLDER / f"{number:06d}"
-            closing.callback(delete_if_sent, directory)
         else:
             directory = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="glo-")))
         closing.enter_context(file_lock(directory))
+        if dataset.path is not None:
+            closing.callback(delete_if_sent, directory)  # Before the lock is released.
         progress = Progress(job, dataset.parent, "preprocess", directory)
         progress.connect()
         try:
