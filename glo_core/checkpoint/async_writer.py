@@ -35,7 +35,7 @@ from glo_core.checkpoint.layout import (
 from glo_core.checkpoint.pruning import prune
 from glo_core.codes.table import CodeTable, Table, raw_name
 from glo_core.common.digests import DIGEST_BYTES, new_hasher
-from glo_core.common.failures import RankError, raise_together
+from glo_core.common.failures import UnseenFileError, raise_together
 from glo_core.common.files import atomic_write, sync_directory
 from glo_core.common.records import write_record
 from glo_core.common.runtime import Runtime
@@ -128,8 +128,9 @@ class CheckpointWriter:
         Raises:
             UserError: on every rank, if a rank could not write its parts for a reason that the user can mend, or a
                 newer attempt trains the run.
-            RankError: if another rank could not write its parts, or rank 0 does not see them; an error of this rank's
-                own machine is raised as it is.
+            UnseenFileError: on rank 0, if it does not see what another rank wrote.
+            RankError: if another rank could not write its parts, or does not see them; an error of this rank's own
+                machine is raised as it is.
         """
         if self._thread is None or self._record is None:
             return
@@ -170,7 +171,7 @@ class CheckpointWriter:
 
 
 def _require_part(path: Path, part: Part, writer: str) -> None:
-    """Raise `RankError` if `path` is not there, or not whole, from where this rank looks at it."""
+    """Raise `UnseenFileError` if `path` is not there, or not whole, from where this rank looks at it."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         size = path.stat().st_size if path.exists() else None
@@ -178,7 +179,7 @@ def _require_part(path: Path, part: Part, writer: str) -> None:
             return
         if time.monotonic() >= deadline:
             seen = "does not see it" if size is None else f"sees {size}"
-            raise RankError(
+            raise UnseenFileError(
                 f"{path}: {writer} wrote {part.bytes} bytes, and rank 0 on {socket.gethostname()} {seen}; the "
                 "checkpoint is not committed"
             )

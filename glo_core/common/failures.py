@@ -23,6 +23,10 @@ class RankError(Exception):
     """Another rank met an error of its machine; another attempt from the last checkpoint may succeed."""
 
 
+class UnseenFileError(Exception):
+    """This rank does not see what another one wrote; another attempt from the last checkpoint may succeed."""
+
+
 def user_error_of(error: BaseException) -> UserError | None:
     """`error` as the user's, in one line; None if it is the machine's."""
     if isinstance(error, UserError):

@@ -51,7 +51,7 @@ class Runtime(Protocol):
         ...
 
     def preempted(self) -> bool:
-        """Whether the machine of any rank is about to be taken away; the same answer on every rank."""
+        """Whether this rank was told that the machine of any rank is about to be taken away; it waits for no rank."""
         ...
 
 

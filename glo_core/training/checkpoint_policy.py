@@ -18,8 +18,6 @@ from glo_core.training.meter import Meter
 
 AGREE_STEPS = 8
 """Steps between two exchanges of flags"""
-PREEMPTION_SECONDS = 5.0
-"""Seconds between two looks at whether a machine is about to be taken away"""
 
 
 class CheckpointPolicy:
@@ -48,8 +46,8 @@ class CheckpointPolicy:
         self.runtime, self.images = learner.runtime, images
         self._writer = CheckpointWriter(attempt, images, self.runtime) if attempt is not None else None
         self._agreement = Agreement(self.runtime)
-        self._checkpoint_time = self._look_time = time.monotonic()
-        self._preempted = False
+        self._checkpoint_time = time.monotonic()
+        self._saved_before_preemption = False
         self._last_position: Position | None = None
         """Of the last checkpoint"""
 
@@ -63,29 +61,22 @@ class CheckpointPolicy:
             UserError, RankError: as of `CheckpointWriter.finish`.
             DivergedError: on every rank, if a checkpoint is due and the training has diverged.
         """
-        now = time.monotonic()
-        stop, due, look, written = self._agreement.exchange(
+        stop, due, preempted, written = self._agreement.exchange(
             self.runtime.stop_requested(),
-            now - self._checkpoint_time >= 60 * self.intervals.checkpoint_minutes,
-            now - self._look_time >= PREEMPTION_SECONDS,
+            time.monotonic() - self._checkpoint_time >= 60 * self.intervals.checkpoint_minutes,
+            self.runtime.preempted(),
             self._writer is not None and self._writer.written,
         )
         if written == self.runtime.world_size:
             self.finish()
         if due:
             self.checkpoint(position)
-        if look:
-            self._look(position)
-        return stop > 0
-
-    def _look(self, position: Position) -> None:
-        """Commit a checkpoint if a machine is about to be taken away; training continues until then."""
-        self._agreement.forget()
-        preempted = self.runtime.preempted()
-        if preempted and not self._preempted:
+        if preempted and not self._saved_before_preemption:
+            # Committed at once, for the notice is short; training goes on until the machine is gone.
+            self._saved_before_preemption = True
             self.checkpoint(position)
             self.finish()
-        self._preempted, self._look_time = preempted, time.monotonic()
+        return stop > 0
 
     def checkpoint(self, position: Position) -> None:
         """Copy the state and let a thread write it, unless there is a checkpoint of this position already.

@@ -59,7 +59,7 @@ class RuntimeWithHooks:
         return self._runtime.stop_requested() or (self._should_stop is not None and self._should_stop())
 
     def preempted(self) -> bool:
-        """Whether a machine is about to be taken away."""
+        """Whether this rank was told that a machine is about to be taken away."""
         return self._runtime.preempted()
 
 

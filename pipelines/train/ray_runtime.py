@@ -9,9 +9,9 @@ import time
 from typing import Any, NamedTuple
 
 import ray
-import ray.train
 import torch
 from PIL import Image
+from ray.train.v2._internal.execution.context import get_train_context
 
 from glo_core.common.errors import UserError
 from glo_core.common.runtime import Metrics, TorchDistributed
@@ -125,5 +125,9 @@ class RayRuntime(TorchDistributed):
         return self.stop
 
     def preempted(self) -> bool:
-        """Whether a machine is about to be taken away."""
-        return ray.train.get_preemption_info() is not None
+        """Whether Ray has told this rank that a machine is about to be taken away; it tells every rank.
+
+        `ray.train.get_preemption_info` waits for other ranks, and one that comes after Ray has let the others go would
+        never return. Ray has no public name for what it has told this process.
+        """
+        return get_train_context().preemption_context.preemption_info is not None

@@ -104,13 +104,25 @@ def fit(
         stop_on_signals(mailbox, watch),
         drain_reports(mailbox, stage, phase.target),
     ):
-        _run_trainer(job, f"phase-{phase.number}", arguments, resources)
+        error: Exception | None = None
+        try:
+            _run_trainer(job, f"phase-{phase.number}", arguments, resources)
+        except ray.train.TrainingFailedError as caught:
+            error = caught
+        # A rank's own words come first: Ray's report of the last attempt has the end of a traceback alone.
         failure: UserError | None = ray.get(mailbox.failure.remote())
         if failure is not None:
-            raise failure
+            raise failure from error
+        if error is not None:
+            raise _reason(error) from error
 
 
 def _run_trainer(job: TrainJob, name: str, arguments: WorkerArguments, resources: dict[str, float]) -> None:
+    """Train with Ray Train.
+
+    Raises:
+        TrainingFailedError: if the last attempt failed.
+    """
     fewest, most = job.fewest_and_most_workers
     workers: Any = fewest if fewest == most else (fewest, most)  # Ray's annotation lacks the range.
     # Ray Train needs a directory of its own, although it stores no checkpoint.
@@ -127,8 +139,6 @@ def _run_trainer(job: TrainJob, name: str, arguments: WorkerArguments, resources
     )
     try:
         _off_main_thread(trainer.fit)
-    except ray.train.TrainingFailedError as error:
-        raise _reason(error) from error
     finally:
         shutil.rmtree(storage, ignore_errors=True)
 

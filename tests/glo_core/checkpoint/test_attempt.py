@@ -18,7 +18,7 @@ from glo_core.checkpoint import async_writer, attempt
 from glo_core.checkpoint.async_writer import CheckpointWriter
 from glo_core.checkpoint.attempt import Attempt, FencedError
 from glo_core.checkpoint.layout import Position, committed_checkpoints
-from glo_core.common.failures import RankError
+from glo_core.common.failures import UnseenFileError
 from glo_core.training.learner import Learner
 from glo_core.training.learner_state import checkpoint_record, decoder_files
 from tests.distributed.train_ranks import CONFIG, images
@@ -127,7 +127,7 @@ def test_a_part_that_is_not_where_the_mark_is_is_not_committed(
     else:
         os.truncate(part, 100)
     line = "shard=007.parquet: rank 0 on .* wrote .* bytes, and rank 0 on .* (does not see it|sees 100)"
-    with pytest.raises(RankError, match=line):
+    with pytest.raises(UnseenFileError, match=line):
         writer.finish()
     assert committed_checkpoints(tmp_path) == []
 

@@ -17,7 +17,7 @@ from glo_core.codes.windowed_table import WindowedTable
 from glo_core.data.image_cache import ResidentImages, place_images
 from glo_core.losses.pixel_ranges import to_target, to_unit
 from glo_core.sampling.image_grid import GAP
-from glo_core.training import checkpoint_policy, init_codes, previews
+from glo_core.training import init_codes, previews
 from glo_core.training.epoch_batches import EpochBatches, too_many_workers
 from glo_core.training.growth import Growth
 from tests.golden import losses
@@ -247,10 +247,7 @@ class Leaving(glo.SingleProcess):
         return True
 
 
-def test_a_machine_about_to_go_is_saved_once_and_training_goes_on(
-    blobs: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(checkpoint_policy, "PREEMPTION_SECONDS", 0.0)
+def test_a_machine_about_to_go_is_saved_once_and_training_goes_on(blobs: torch.Tensor, tmp_path: Path) -> None:
     runtime = Leaving()
     trained = glo.train_phase(CONFIG, glo.TensorImages(blobs), glo.Phase(target=900), run=tmp_path, runtime=runtime)
     assert trained.finished

@@ -157,10 +157,13 @@ def test_after_an_error_of_the_machine_training_goes_on_from_its_checkpoint(
     assert sorted(path.name for path in (run / "checkpoints").iterdir() if not path.name.isdigit()) == []
 
 
-def test_too_little_memory_is_one_line_and_no_second_attempt(dataset: Path, tmp_path: Path, fault: Path) -> None:
+@pytest.mark.parametrize("max_failures", [0, 2])
+def test_too_little_memory_is_one_line_and_no_second_attempt(
+    dataset: Path, tmp_path: Path, fault: Path, max_failures: int
+) -> None:
     fault.write_text("memory\n")
     with pytest.raises(UserError, match=r"out of memory \(.*\); use a smaller `batch_size`") as caught:
-        trained(dataset, tmp_path / "run", *FAULTY)
+        trained(dataset, tmp_path / "run", *FAULTY, "--max-failures", max_failures)
     assert "\n" not in str(caught.value)
     assert fault.read_text() == "memory\nmet\n"
 
