@@ -72,7 +72,7 @@ def open_arrow(place: Path | Location, error: type[UserError] = UserError) -> An
     return reader
 
 
-def parquet_file(source: Any, *, buffer_size: int = 0) -> Any:
+def parquet_file(source: Any, *, buffer_size: int = 0, dictionaries: Sequence[str] = ()) -> Any:
     """An open file of any origin as a `pyarrow.parquet.ParquetFile`, without a look at its types.
 
     No column of it may be read before `extension_type` has passed it.
@@ -80,6 +80,7 @@ def parquet_file(source: Any, *, buffer_size: int = 0) -> Any:
     Args:
         source: a seekable `pyarrow.NativeFile`.
         buffer_size: bytes of each column that are read ahead; 0 reads a row group's whole column at once.
+        dictionaries: columns of bytes or text that are read as dictionaries, so that what repeats is there once.
     """
     # The limit holds for the list of row groups too: so only where the schema needs it.
     most_items = None if _has_small_schema(source) else MAX_SCHEMA_ELEMENTS
@@ -88,6 +89,7 @@ def parquet_file(source: Any, *, buffer_size: int = 0) -> Any:
         source,
         buffer_size=buffer_size,
         pre_buffer=False,
+        read_dictionary=list(dictionaries),
         arrow_extensions_enabled=False,
         thrift_container_size_limit=most_items,
     )

@@ -51,7 +51,7 @@ def choose_column(schema: Any, first_values: Callable[[Column], Iterable[bytes]]
     spoiled = [column for column in refused if column.usual_place < len(USUAL_NAMES)]
     if spoiled or not columns:
         return next(iter([*spoiled, *refused]), None)
-    for column in columns:
+    for column in columns if len(columns) > 1 else ():
         if any(format_of(value) for value in first_values(column)):
             return column
     return columns[0]

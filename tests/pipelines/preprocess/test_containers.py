@@ -521,3 +521,59 @@ def test_what_is_no_table_says_why(tmp_path: Path) -> None:
     assert rejected(write(tmp_path / "x.parquet", b"PAR1" * 9)).startswith("broken container")
     assert rejected(write(tmp_path / "x.parquet", b"")) == "empty"
     assert rejected(tmp_path / "none.parquet") == "missing"
+
+
+PEAK_OF_TABLE = """
+import resource, sys
+from glo_core.common.location import Location
+from glo_core.dataset_format.rejection import RejectedImageError
+from pipelines.preprocess.containers import list_members, read_members
+import pyarrow.compute, pyarrow.parquet
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+place, reasons = Location(sys.argv[1]), set()
+members = list_members(place)
+listed = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for _, content in read_members(place, members.starts, members.lengths):
+    reasons.add(content.reason if isinstance(content, RejectedImageError) else str(len(content)))
+read = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(len(members.names), listed - before >> 10, read - before >> 10, *sorted(reasons))
+"""
+
+
+def _large_label() -> Any:
+    label = pa.DictionaryArray.from_arrays(pa.array([0] * 64, pa.int32()), pa.array(["x" * 20_000_000]))
+    return pa.table({"image": [png(seed) for seed in range(64)], "label": label})
+
+
+def _one_image_of_500_mb() -> Any:
+    return pa.table({"image": [png(0) + bytes(500_000_000)], "mask": [b"0"]})
+
+
+def _one_image_of_200_mb() -> Any:
+    return pa.table({"image": [png(0) + bytes(200_000_000)], "mask": [b"0"]})
+
+
+def _rows_that_share_an_image() -> Any:
+    image = pa.DictionaryArray.from_arrays(pa.array([0] * 32, pa.int32()), pa.array([png(0) + bytes(20_000_000)]))
+    return pa.table({"image": image, "other": [b"0"] * 32})
+
+
+@pytest.mark.parametrize(
+    ("table", "rows", "listing", "reading", "gives"),
+    [
+        (_large_label, 64, 100, 100, ""),
+        (_one_image_of_500_mb, 1, 100, 100, "too large"),
+        (_one_image_of_200_mb, 1, 900, 900, "200000"),
+        (_rows_that_share_an_image, 32, 200, 200, "20000"),
+    ],
+)
+def test_a_small_table_of_large_values_stays_within_memory(
+    tmp_path: Path, table: Any, rows: int, listing: int, reading: int, gives: str
+) -> None:
+    pq.write_table(table(), tmp_path / "x.parquet", compression="zstd")
+    command = [sys.executable, "-c", PEAK_OF_TABLE, str(tmp_path / "x.parquet")]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    count, listed, read = result.stdout.split()[:3]
+    assert int(count) == rows
+    assert int(listed) < listing and int(read) < reading, result.stdout
+    assert gives in result.stdout, result.stdout
