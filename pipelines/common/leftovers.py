@@ -22,7 +22,7 @@ TRACKING_FOLDER = "tracking"
 def logs_of_run(run: Path) -> list[Path]:
     """Directories of the stages of `run` that keep a log, and of the preprocessing of its dataset."""
     logs = [run, *(path.parent for path in sorted(run.glob(f"*/*/{LOG_FILE}")))]
-    with contextlib.suppress(UserError):
+    with contextlib.suppress(UserError, OSError):
         record = read_run_record(run)
         dataset = Location(record.paths["dataset"]).path if record and "dataset" in record.paths else None
         logs += logs_of_dataset(dataset) if dataset is not None else []

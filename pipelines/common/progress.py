@@ -13,7 +13,9 @@ from pipelines.common.progress_log import ProgressLog
 from pipelines.common.tracking import Tracker, TrackingConfig, was_reached
 
 _PAUSE_S = 30.0
-"""After MLflow did not answer, until it is tried again"""
+"""After MLflow did not answer, until it is tried again, at least"""
+_PAUSE_PER_WAIT = 20.0
+"""Seconds of pause for each second that the work has waited for MLflow in vain: at most a twentieth of its time"""
 
 
 class Progress:
@@ -51,12 +53,13 @@ class Progress:
             UserError: if MLflow does not answer, and never answered this stage or this process before: its address
                 may be a mistake. Otherwise the work goes on, and is sent later.
         """
+        begin = time.monotonic()
         try:
             self._tracker = Tracker.start(self._config, self._root, name=self._name, run_id=self._run_id)
         except UserError as error:
-            if self._run_id is None and not was_reached(self._config, self._root):
+            if self._run_id is None and not self.log.begun and not was_reached(self._config, self._root):
                 raise
-            self._away(error)
+            self._away(error, time.monotonic() - begin)
 
     # ---------------------------------------------------------------- what is told
 
@@ -112,10 +115,11 @@ class Progress:
 
     def try_to_send(self) -> bool:
         """Send what MLflow lacks, or warn that it waits; whether it was sent."""
+        begin = time.monotonic()
         try:
             self.send()
         except Exception as error:  # Whatever MLflow's store or a full disk raises: the work goes on.
-            self._away(error)
+            self._away(error, time.monotonic() - begin)
             return False
         return True
 
@@ -129,12 +133,12 @@ class Progress:
             self._tracker = Tracker.reopen(self._config, self._root, name=self._name, run_id=self._run_id)
         self.log.send(self._tracker)
 
-    def _away(self, error: Exception) -> None:
+    def _away(self, error: Exception, waited_s: float) -> None:
         if not self._warned:
             reason = str(error) if isinstance(error, UserError) else one_line(error)
             self._logger.warning("%s; the work goes on, and the next command sends what MLflow misses", reason)
         self._warned = True
-        self._try_again = time.monotonic() + _PAUSE_S
+        self._try_again = max(self._try_again, time.monotonic() + max(_PAUSE_S, _PAUSE_PER_WAIT * waited_s))
 
 
 def _as_text(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ the next command.
 
 import itertools
 import json
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from glo_core.common.errors import CheckpointError, UserError
+from glo_core.common.errors import CheckpointError, UserError, one_line
 from glo_core.common.records import Record, read_record, require_format, write_record
 from pipelines.common.delivery import Delivery
 from pipelines.common.progress_lines import FILE_KINDS, Entry, Line, kind_of, parse_line
@@ -23,6 +24,7 @@ _LINES_AT_ONCE = 1000
 """Lines that are sent before `progress.sent` is written"""
 LOG_FILE = "progress.jsonl"
 SENT_FILE = "progress.sent"
+log = logging.getLogger("glo.progress")
 
 
 class ProgressHead(Record):
@@ -30,7 +32,6 @@ class ProgressHead(Record):
 
     format: ClassVar[str] = "glo-progress"
     error: ClassVar[type[UserError]] = CheckpointError
-    anew: ClassVar[str] = "train anew into another run directory"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,18 +58,19 @@ class ProgressLog:
         """Open the files in `directory`, or create them.
 
         Raises:
-            CheckpointError: if `progress.jsonl` is of another format or version.
+            CheckpointError: if `progress.jsonl` is of a newer version. One whose first line is damaged is moved to a
+                file beside, with a warning.
         """
         self.directory = directory
         self._path, self._sent_path = directory / LOG_FILE, directory / SENT_FILE
         directory.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a+b", buffering=0) as file:
-            _truncate_to_whole_lines(file)
-            if not self._path.stat().st_size:
-                file.write(_HEAD)
-        self._first = _require_format(self._path)
+        self._first, self._end = _open_whole_lines(self._path)
+        if not self._first:
+            _set_aside(self._path)
+            self._first, self._end = _open_whole_lines(self._path)
         self._sent = self._read_sent()
         self._pending: list[Line] = []
+        self._warned = False
         self._to_retry = self._sent.refused
         self._delivery = Delivery(directory)
         self._sending = threading.Lock()
@@ -79,23 +81,39 @@ class ProgressLog:
         return self._sent.run_id
 
     @property
+    def begun(self) -> bool:
+        """Whether the log has a line after its first: an earlier command has begun."""
+        return self._end > self._first
+
+    @property
     def behind(self) -> bool:
         """Whether MLflow lacks a line."""
         return self._path.stat().st_size > self._sent.bytes or bool(self._sent.refused)
 
     def add(self, lines: list[Line]) -> None:
-        """Write `lines`, after those that the disk had no room for; on a full disk, they wait for the next call."""
+        """Write `lines`, after those that the disk did not take; what it does not take waits for the next call."""
         self._pending += lines
-        data = memoryview("".join(json.dumps(line) + "\n" for line in self._pending).encode())
+        try:
+            self._append("".join(json.dumps(line) + "\n" for line in self._pending).encode())
+        except OSError as error:  # A full disk, or one that fails for a moment.
+            if not self._warned:
+                log.warning("%s; the work goes on, and its reports wait for the disk", one_line(error))
+            self._warned = True
+        else:
+            self._pending, self._warned = [], False
+
+    def _append(self, lines: bytes) -> None:
+        data = memoryview(lines)
         with self._path.open("ab", buffering=0) as file:
-            size = self._path.stat().st_size
+            end = min(self._end, os.fstat(file.fileno()).st_size)
+            file.truncate(end)  # Whole lines only: the last call may have failed in the middle of its own.
             try:
                 while data:
                     data = data[file.write(data) :]
             except OSError:
-                file.truncate(size)  # Whole lines or none.
-            else:
-                self._pending = []
+                file.truncate(end)
+                raise
+        self._end = end + len(lines)
 
     def send(self, tracker: Tracker) -> None:
         """Send what MLflow lacks, oldest first; another run than before gets every line.
@@ -127,6 +145,8 @@ class ProgressLog:
             with self._path.open("rb") as file:
                 file.seek(offset)
                 line = parse_line(file.readline(), self._path, offset)
+                if line is not None and "status" in line and file.read(1):
+                    line = None  # A later command has gone on from it: it would end the run that is open now.
             if line is not None and kind_of(line) in FILE_KINDS and self._delivery.refuses_files:
                 continue  # Not tried, and so it stays before those that were.
             refused = self._delivery.deliver(tracker, [Entry(offset, line)]) if line is not None else []
@@ -162,7 +182,10 @@ class ProgressLog:
         size = self._path.stat().st_size
         end = max(self._first, min(sent.bytes, size))
         refused = tuple(offset for offset in sent.refused if self._first <= offset < end)
-        return SentRecord(run_id=sent.run_id, bytes=end, refused=refused)
+        whole = SentRecord(run_id=sent.run_id, bytes=end, refused=refused)
+        if sent.bytes > end:  # Lines that come now must not count as sent once the log is as long as it was.
+            write_record(self._sent_path, whole)
+        return whole
 
     def _save(self, sent: SentRecord) -> None:
         self._sent = sent
@@ -207,16 +230,45 @@ def _truncate_to_whole_lines(file: Any) -> None:
         file.truncate(end)
 
 
-def _require_format(path: Path) -> int:
-    """Check the first line of `path`; returns its length in bytes."""
+def _open_whole_lines(path: Path) -> tuple[int, int]:
+    """Begin the log `path` if it is empty or not there, and drop half a line at its end.
+
+    Returns:
+        The bytes of the first line, 0 if it is damaged, and of the file.
+
+    Raises:
+        CheckpointError: if the log is of a newer version.
+    """
+    with path.open("a+b", buffering=0) as file:
+        _truncate_to_whole_lines(file)
+        if not file.seek(0, os.SEEK_END):
+            file.write(_HEAD)
     with path.open("rb") as file:
         line = file.readline()
+        size = file.seek(0, os.SEEK_END)
     try:
         values = json.loads(line)
-    except ValueError:
-        values = {}
-    require_format(values if isinstance(values, dict) else {}, ProgressHead, path)
-    return len(line)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict) or values.get("format") != ProgressHead.format:
+        return 0, size
+    version = values.get("format_version")
+    if type(version) is not int or version < 1:
+        return 0, size
+    require_format(values, ProgressHead, path)
+    return len(line), size
+
+
+def _set_aside(path: Path) -> None:
+    """Rename `path`, a log whose first line is damaged."""
+    names = (path.with_name(f"{path.name}.damaged-{number}") for number in itertools.count(1))
+    target = next(name for name in names if not name.exists())
+    path.rename(target)
+    log.warning(
+        "%s: its first line is damaged; it is now %s, MLflow is not sent what it missed of it, and a new log begins",
+        path,
+        target.name,
+    )
 
 
 def keep_sending(send: Callable[[], None], ended: threading.Event, every_s: float = 1.0) -> str:

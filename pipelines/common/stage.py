@@ -122,7 +122,8 @@ class Stage(Generic[DoneT]):
         """Record a run that MLflow could be told of only later."""
         if progress.run_id != self.record.mlflow_run_id:
             self.record = dataclasses.replace(self.record, mlflow_run_id=progress.run_id)
-            self.save()
+            with contextlib.suppress(OSError):  # `progress.sent` has it too.
+                self.save()
 
 
 @contextlib.contextmanager

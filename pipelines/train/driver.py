@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from tqdm import tqdm
 
-from glo_core.common.errors import UserError
+from glo_core.common.errors import UserError, one_line
 from glo_core.common.files import write_bytes
 from pipelines.common.progress_lines import Line
 from pipelines.common.progress_log import ProgressLog, keep_sending
@@ -63,10 +63,15 @@ def drain_reports(mailbox: Any, stage: Stage[Any], target: int) -> Iterator[None
     def drain() -> None:
         try:
             with tqdm(total=target, unit="img", desc="train", mininterval=1, unit_scale=True) as bar:
-                last = False
+                last, warned = False, False
                 while not last:
                     last = block_ended.wait(1.0)
-                    _drain_once(mailbox, progress_log, bar)
+                    try:
+                        _drain_once(mailbox, progress_log, bar)
+                    except Exception as error:  # Whatever mailbox, disk or terminal raises.
+                        if not warned:
+                            log.warning("reports are late (%s); training goes on", one_line(error))
+                        warned = True
         finally:
             drained.set()
 

@@ -223,18 +223,84 @@ def test_sending_goes_on_through_an_absence_and_the_last_word_is_the_last_try(tm
     assert keep_sending(lambda: progress_log.send(store), ended) == "MLflow: nobody there"
 
 
-@pytest.mark.parametrize(
-    ("head", "reason"),
-    [
-        ('{"time_ms": 1, "images_seen": 1, "loss": 0.5}', "is of a format from before the first release; train anew"),
-        ('{"format": "glo-progress", "format_version": 2}', r"format_version=2 is newer than this program reads \(1\)"),
-    ],
-)
-def test_a_log_of_another_format_is_refused_in_one_line(tmp_path: Path, head: str, reason: str) -> None:
-    (tmp_path / "progress.jsonl").write_text(head + "\n")
+def test_a_log_of_a_newer_version_is_refused_in_one_line(tmp_path: Path) -> None:
+    head = '{"format": "glo-progress", "format_version": 2}\n'
+    (tmp_path / "progress.jsonl").write_text(head)
+    reason = r"format_version=2 is newer than this program reads \(1\)"
     with pytest.raises(CheckpointError, match=f"^{tmp_path}/progress.jsonl: {reason}"):
         ProgressLog(tmp_path)
-    assert (tmp_path / "progress.jsonl").read_text() == head + "\n"
+    assert (tmp_path / "progress.jsonl").read_text() == head
+
+
+BAD_HEADS = [b"\0" * 200, b'{"format": "glo-pro', b"garbage", b"7", b"[" * 10_000, b"{}", b"\xff",
+             b'{"format": "glo-run", "format_version": 1}', b'{"format": "glo-progress", "format_version": "x"}',
+             b'{"time_ms": 1, "images_seen": 1, "loss": 0.5}']  # fmt: skip
+
+
+@pytest.mark.parametrize("head", BAD_HEADS)
+def test_a_log_whose_first_line_is_damaged_is_moved_aside_and_a_new_one_begins(
+    tmp_path: Path, store: Any, caplog: pytest.LogCaptureFixture, head: bytes
+) -> None:
+    earlier = ProgressLog(tmp_path)
+    earlier.add([line(number) for number in range(30)])
+    earlier.send(store)
+    lines_of_before = (tmp_path / "progress.jsonl").read_bytes().split(b"\n", 1)[1]
+    for number in (1, 2):  # It happens twice.
+        (tmp_path / "progress.jsonl").write_bytes(head + b"\n" + lines_of_before)
+        ProgressLog(tmp_path).add([line(100 + number)])  # Its process is killed before it sends.
+        aside = tmp_path / f"progress.jsonl.damaged-{number}"
+        assert aside.read_bytes() == head + b"\n" + lines_of_before
+        assert f"its first line is damaged; it is now {aside.name}" in caplog.text
+        progress_log = ProgressLog(tmp_path)
+        assert progress_log.run_id == "a"
+        progress_log.add([line(200 + number) for _ in range(30)])
+        progress_log.send(store)
+        assert store.received[-31:] == [100 + number] + [200 + number] * 30
+
+
+def test_a_disk_that_fails_for_a_moment_delays_lines_and_stops_nothing(
+    tmp_path: Path, store: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log cannot be opened, and then: half a line is written, and cannot be taken back."""
+    progress_log = ProgressLog(tmp_path)
+    progress_log.add([line(1)])
+    path = tmp_path / "progress.jsonl"
+    path.rename(tmp_path / "away")
+    path.mkdir()
+    progress_log.add([line(2)])
+    assert caplog.text.count("the work goes on, and its reports wait for the disk") == 1
+    path.rmdir()
+    (tmp_path / "away").rename(path)
+    with path.open("a") as file:
+        file.write(json.dumps(line(2)) + '\n{"half')
+    progress_log.add([line(3)])
+    assert lines(tmp_path) == [1, 2, 3]
+    progress_log.send(store)
+    assert store.received == [1, 2, 3]
+
+
+def test_a_refused_status_does_not_end_the_run_of_the_next_command(tmp_path: Path, store: Any) -> None:
+    store.refuses = {"KILLED"}
+    progress_log = ProgressLog(tmp_path)
+    progress_log.add([line(1), {"time_ms": 1, "status": "KILLED"}])
+    progress_log.send(store)
+    assert store.received == [1]
+    store.refuses = set()
+    later = ProgressLog(tmp_path)
+    later.add([line(2)])
+    later.send(store)
+    assert store.received == [1, 2]
+    assert not later.behind
+
+
+def test_a_refused_status_is_sent_again_where_no_command_has_gone_on(tmp_path: Path, store: Any) -> None:
+    store.refuses = {"FINISHED"}
+    progress_log = ProgressLog(tmp_path)
+    progress_log.add([line(1), {"time_ms": 1, "status": "FINISHED"}])
+    progress_log.send(store)
+    store.refuses = set()
+    ProgressLog(tmp_path).send(store)
+    assert store.received == [1, "FINISHED"]
 
 
 def test_a_line_that_is_being_written_is_sent_once_it_is_whole(tmp_path: Path, store: Any) -> None:
