@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -75,6 +76,20 @@ def _make_directory(directory: Path) -> None:
         _make_directory(directory.parent)
         directory.mkdir(exist_ok=True)
         sync_directory(directory.parent)
+
+
+def open_regular(path: str | bytes) -> int | None:
+    """A descriptor to read the local file at `path`; None if it is a pipe, a device or anything but a regular file.
+
+    Raises:
+        OSError: if it cannot be opened.
+    """
+    # Without O_NONBLOCK, opening a pipe would wait for somebody who writes to it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def sweep_temporary(directory: Path) -> None:

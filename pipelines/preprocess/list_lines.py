@@ -2,16 +2,21 @@
 
 import codecs
 import os
+import re
 from collections.abc import Iterator
+from urllib.parse import unquote
 
 from glo_core.common.credentials import redact
 from glo_core.common.errors import ConfigError
-from glo_core.common.location import Location
+from glo_core.common.location import Location, is_uri
 from pipelines.preprocess.sources import Source
+
+_NAMED_BEFORE_HOST = re.compile(r"^((?:abfss?|az|azure|hdfs|viewfs|gs|gcs)://)[^/:@%]+@", re.IGNORECASE)
+"""Where the container of Azure, the user of HDFS and `anonymous` of Google stand, which are no secrets"""
 
 
 def lines_of_list(source: Source) -> Iterator[bytes]:
-    """The lines of a list that are not blank, as they stand.
+    """The lines of a list that are not blank: URIs without white space before them, paths as they stand.
 
     A list on this machine may name files of this machine. A URI must be of a store that the command itself names.
 
@@ -23,6 +28,7 @@ def lines_of_list(source: Source) -> Iterator[bytes]:
     lines = (line.rstrip(b"\r") for line in _text(source.input).split(b"\n"))
     for number, line in enumerate(lines, 1):
         if b"://" in line:
+            line = _without_indent(line)
             _require_allowed(source, number, line)
         if line.strip():
             yield line
@@ -38,15 +44,21 @@ def _text(place: Location) -> bytes:
     return text
 
 
+def _without_indent(line: bytes) -> bytes:
+    """`line` from its URI on, if only white space stands before it; the name of a file may begin with a space."""
+    text = os.fsdecode(line).lstrip()
+    return os.fsencode(text) if is_uri(text) else line
+
+
 def _require_allowed(source: Source, number: int, line: bytes) -> None:
-    label = f"`input` (={source.input}): line {number}"
+    label, text = f"`input` (={source.input}): line {number}", os.fsdecode(line)
+    if _holds_secret(text):
+        raise ConfigError(f"{label} holds a key or a password, which would be stored with the data; leave it out")
     try:
-        place = Location(os.fsdecode(line))
+        place = Location(text)
     except ConfigError as error:
         raise ConfigError(f"{label}: {error}") from None
     except ValueError:  # No URI, which is rejected like any file that cannot be read, and recorded.
-        if redact(text := os.fsdecode(line)) != text:
-            raise ConfigError(f"{label} is no URI, and holds a password; leave it out") from None
         return
     if place.store is None and source.input.remote:
         raise ConfigError(f"{label} names a file of this machine, which a list in a store may not; leave it out")
@@ -55,3 +67,9 @@ def _require_allowed(source: Source, number: int, line: bytes) -> None:
             f"{label} names {place.store}, a store that this command does not; if you trust the list, add "
             f"`list_stores` '{place.store}'"
         )
+
+
+def _holds_secret(line: str) -> bool:
+    """Whether any URI in `line`, which need not begin with one, holds a user, a password or a token."""
+    rest = _NAMED_BEFORE_HOST.sub(r"\1", line)
+    return any(redact(text) != text for text in (rest, unquote(rest), unquote(unquote(rest))))

@@ -1,6 +1,5 @@
 """Folders that this project wrote, or MLflow for it: no file in them is an input."""
 
-import functools
 import json
 import os
 import re
@@ -11,6 +10,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from glo_core.common.errors import ConfigError
+from glo_core.common.files import open_regular
 from glo_core.common.location import Location, is_uri
 from pipelines.preprocess.sources import Source
 
@@ -81,9 +81,32 @@ def _parts(place: Location) -> list[str]:
 
 
 def is_output(folder: str | bytes) -> bool:
-    """Whether a local folder below an input carries a mark, or holds MLflow's artifacts."""
+    """Whether a local folder carries a mark, or holds MLflow's artifacts.
+
+    Args:
+        folder: its real path, without links.
+    """
     path = os.fsdecode(folder)
     return bool(_ARTIFACTS.search(path)) or _is_marked(path)
+
+
+class Owners:
+    """The folders of outputs that local folders lie in; each folder is looked at once."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._owners: dict[str, str | None] = {}
+
+    def of_folder(self, real: str) -> str | None:
+        """The folder of outputs that is `real`, a path without links, or the nearest one above it."""
+        if real not in self._owners:
+            above = str(Path(real).parent)
+            self._owners[real] = real if is_output(real) else self.of_folder(above) if above != real else None
+        return self._owners[real]
+
+    def of_file(self, path: str | bytes) -> str | None:
+        """The folder of outputs that a file lies in, after the links in its path."""
+        return self.of_folder(str(Path(os.path.realpath(os.fsdecode(path))).parent))
 
 
 def is_remote_output(fs: Any, folder: str, names: Sequence[str]) -> bool:
@@ -104,7 +127,10 @@ def is_remote_output(fs: Any, folder: str, names: Sequence[str]) -> bool:
 def _is_marked(folder: str) -> bool:
     for name, kind in MARKS.items():
         try:
-            with Path(folder, name).open("rb") as file:
+            descriptor = open_regular(str(Path(folder, name)))
+            if descriptor is None:
+                continue
+            with os.fdopen(descriptor, "rb") as file:
                 if _names_format(file.read(_LARGEST_MARK), kind):
                     return True
         except OSError:  # Nearly always: no such file
@@ -122,10 +148,9 @@ def _names_format(data: bytes, kind: str) -> bool:
 
 
 def _owner(place: Location) -> str | None:
-    """The folder that carries a mark, of `place` and those above it."""
+    """The folder of outputs that is `place` or the nearest one above it."""
     if place.path is not None:
-        real = Path(os.path.realpath(place.path))
-        return next((str(folder) for folder in (real, *real.parents) if _is_marked(str(folder))), None)
+        return Owners().of_folder(os.path.realpath(place.path))
     folder = place
     while True:
         fs, path = folder.file_system()
@@ -144,9 +169,9 @@ def require_no_output(dataset: Location, source: Source, lines: Sequence[bytes])
     Raises:
         ConfigError: naming the first.
     """
-    owner = functools.cache(_owner)
+    owners = Owners()
     for line, place in _places(source, lines):
-        if contains(dataset, place) if place.remote else owner(place.parent) is not None:
+        if contains(dataset, place) if place.path is None else owners.of_file(bytes(place.path)) is not None:
             raise ConfigError(
                 f"`input` (={source.input}): the line {os.fsdecode(line)!r} names an output of this project; leave it "
                 "out"

@@ -3,11 +3,11 @@
 import contextlib
 import errno
 import os
-import stat
 from collections.abc import Iterator
 from typing import Any
 
 from glo_core.common.digests import DIGEST_BYTES, digest, new_hasher
+from glo_core.common.files import open_regular
 from glo_core.common.location import Location
 from glo_core.dataset_format.pixels.headers import HEAD_BYTES, format_of
 from glo_core.dataset_format.rejection import Reason, RejectedImageError
@@ -114,12 +114,10 @@ class _LocalFile:
     """A regular file of this machine, with the words of `pyarrow.NativeFile`; it is not mapped: it may shrink."""
 
     def __init__(self, path: bytes) -> None:
-        # Without O_NONBLOCK, opening a pipe would wait for somebody who writes to it.
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._status = os.fstat(self._descriptor)
-        if not stat.S_ISREG(self._status.st_mode):
-            os.close(self._descriptor)
+        descriptor = open_regular(path)
+        if descriptor is None:
             raise RejectedImageError("irregular")
+        self._descriptor, self._size = descriptor, os.fstat(descriptor).st_size
 
     def __enter__(self) -> "_LocalFile":
         return self
@@ -128,7 +126,7 @@ class _LocalFile:
         os.close(self._descriptor)
 
     def size(self) -> int:
-        return self._status.st_size
+        return self._size
 
     def read_at(self, nbytes: int, offset: int) -> bytes:
         """At most `nbytes` bytes from `offset` on; fewer only at the end."""

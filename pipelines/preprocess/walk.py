@@ -14,7 +14,7 @@ import pyarrow.fs as pafs
 from glo_core.common.errors import ConfigError, one_line
 from glo_core.common.location import Location
 from pipelines.preprocess.list_lines import lines_of_list
-from pipelines.preprocess.outputs import is_output, is_remote_output
+from pipelines.preprocess.outputs import Owners, is_output, is_remote_output
 from pipelines.preprocess.sources import Source, locate
 
 CHUNK = 8192
@@ -72,32 +72,38 @@ def list_files(source: Source) -> Iterator[Files]:
 
 
 def _walk(base: bytes) -> Iterator[Files]:
-    """Every file below a local folder. Links are followed; a folder is entered once, and one of outputs never."""
-    unread = Files([], [], [])
-    entries = _entries(base, unread)
+    """Every file below a local folder. Links are followed; a folder is entered once, and one of outputs never.
+
+    Args:
+        base: its real path, without links.
+    """
+    unread, owners = Files([], [], []), Owners()
+    entries = _entries(base, unread, owners)
     with _Chunks() as chunks:
         while chunk := list(itertools.islice(entries, CHUNK)):
-            yield from chunks.submit(_stat_entries, chunk, len(base) + 1)
+            yield from chunks.submit(_stat_entries, chunk, len(base) + 1, owners)
         yield from chunks.rest()
     yield unread
 
 
-def _entries(base: bytes, unread: Files) -> Iterator["os.DirEntry[bytes]"]:
+def _entries(base: bytes, unread: Files, owners: Owners) -> Iterator["os.DirEntry[bytes]"]:
     """Every entry below `base` that is no folder; folders that cannot be read are entered in `unread`."""
-    pending, linked, entered = [base], list[bytes](), set[tuple[int, int]]()
+    # Each folder by the path that its files are listed under, and by its real path, which tells whose it is
+    pending, linked, entered = [(base, base)], list[bytes](), set[tuple[int, int]]()
     while pending or linked:
         # Linked folders come last and in order, so that which path a file gets does not depend on the listing's order.
-        folder = pending.pop() if pending else heapq.heappop(linked)
+        is_link = not pending
+        folder, real = (link := heapq.heappop(linked), os.path.realpath(link)) if is_link else pending.pop()
         try:
             status = os.stat(folder)
             if (status.st_dev, status.st_ino) in entered:  # A link to a folder above it would never end.
                 continue
             entered.add((status.st_dev, status.st_ino))
-            if folder != base and is_output(folder):
+            if owners.of_folder(os.fsdecode(real)) if is_link else folder != base and is_output(real):
                 continue
             for entry in _scan(folder):
                 if _is_folder(entry):
-                    pending.append(entry.path)
+                    pending.append((entry.path, os.path.join(real, entry.name)))
                 elif entry.is_symlink() and _leads_to_folder(entry):
                     heapq.heappush(linked, entry.path)
                 else:
@@ -127,10 +133,13 @@ def _leads_to_folder(link: "os.DirEntry[bytes]") -> bool:
         return False
 
 
-def _stat_entries(entries: Sequence["os.DirEntry[bytes]"], start: int) -> Files:
+def _stat_entries(entries: Sequence["os.DirEntry[bytes]"], start: int, owners: Owners) -> Files:
+    """The files at `entries`, but for links to outputs; a path begins at byte `start`."""
     files = Files([], [], [])
     for entry in entries:
         try:
+            if entry.is_symlink() and owners.of_file(entry.path) is not None:
+                continue
             status = entry.stat()
         except OSError:  # A broken link, or one that leads to itself
             files.add(entry.path[start:], -1, 0)
@@ -212,7 +221,7 @@ class _Chunks:
         if self._pool is None:
             started = time.perf_counter()
             files = stat_chunk(*arguments)
-            if (time.perf_counter() - started) / len(files.paths) > SLOW_STAT_S:
+            if (time.perf_counter() - started) / max(1, len(files.paths)) > SLOW_STAT_S:
                 self._pool = ThreadPoolExecutor(WAITING)
             yield files
             return

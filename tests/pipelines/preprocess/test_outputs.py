@@ -1,6 +1,9 @@
 """What this project wrote is never read as input, wherever it lies."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,9 @@ from PIL import Image
 
 from glo_core import UserError
 from glo_core.common.location import Location
-from pipelines.preprocess.outputs import contains
+from pipelines.preprocess.outputs import contains, require_no_output
+from pipelines.preprocess.sources import find_sources
+from pipelines.preprocess.walk import list_files
 from tests.helpers.paths import ROOT
 from tests.helpers.preprocess_small import preprocess_small
 from tests.helpers.write_images import write_images
@@ -94,6 +99,66 @@ def test_folders_of_outputs_below_an_input_are_not_entered(photos: Path, tmp_pat
     write_images(photos / "artifacts", 2, seed=2)
     summary = preprocess_small(tmp_path / "d", photos)
     assert (summary["train"], summary["reasons"]) == (8, {"unknown format": 2})
+
+
+def listed(folder: Path) -> set[str]:
+    [source] = find_sources([Location(folder)], {})
+    return {os.fsdecode(path) for files in list_files(source) for path in files.paths}
+
+
+def test_links_into_outputs_are_not_followed(photos: Path, tmp_path: Path) -> None:
+    copy_of(GOLDEN, tmp_path / "old")
+    run, artifacts = tmp_path / "old" / "run", tmp_path / "mlartifacts" / "0" / ("0123456789abcdef" * 2) / "artifacts"
+    (run / "run.json").write_text(json.dumps({"format": "glo-run", "format_version": 1}))
+    for folder in (run / "grids" / "63", artifacts / "grids", tmp_path / "far" / "deep"):
+        write_images(folder, 2, seed=1)
+    before = listed(photos)
+    (tmp_path / "far" / "deep" / "run").symlink_to(run / "grids")
+    for name, target in {
+        "g": run / "grids",
+        "g63": run / "grids" / "63" / "a",
+        "m": tmp_path / "old" / "dataset" / "manifest",
+        "art": artifacts,
+        "artgrids": artifacts / "grids",
+        "mlflow_run": artifacts.parent,
+        "grid.png": run / "grids" / "63" / "a" / "0000.png",
+        "sheet.png": artifacts / "grids" / "b" / "0001.png",
+        "twice.png": photos / "grid.png",
+        "twice": photos / "g",
+    }.items():
+        (photos / name).symlink_to(target)
+    assert listed(photos) == before
+    # Links to anything else are followed as ever.
+    (photos / "z").symlink_to(tmp_path / "far")
+    (photos / "one.png").symlink_to(tmp_path / "far" / "deep" / "a" / "0000.png")
+    (photos / "nowhere.png").symlink_to(tmp_path / "nowhere.png")
+    added = {"one.png", "nowhere.png", "z/deep/a/0000.png", "z/deep/b/0001.png"}
+    assert listed(photos) == before | added
+
+
+def test_inputs_and_lines_below_artifacts_of_mlflow_or_links_to_outputs_are_refused(
+    photos: Path, tmp_path: Path
+) -> None:
+    artifacts = tmp_path / "mlartifacts" / "0" / ("0123456789abcdef" * 2) / "artifacts"
+    write_images(artifacts / "grids", 2, seed=1)
+    for folder in (artifacts, artifacts / "grids"):
+        assert "holds outputs of this project" in refusal(tmp_path / "d", folder)
+    (photos / "sheet.png").symlink_to(artifacts / "grids" / "a" / "0000.png")
+    source = find_sources([Location(photos)], {})[0]
+    require_no_output(Location(tmp_path / "d"), source, [b"a/0000.png"])
+    with pytest.raises(UserError, match=r"the line 'sheet\.png' names an output"):
+        require_no_output(Location(tmp_path / "d"), source, [b"a/0000.png", b"sheet.png"])
+
+
+@pytest.mark.parametrize("name", ["run.json", "dataset.json"])
+def test_a_pipe_or_a_device_of_the_name_of_a_mark_is_no_mark(name: str, photos: Path) -> None:
+    (photos / "b" / name).symlink_to("/dev/zero")
+    os.mkfifo(photos / "a" / name)
+    command = [sys.executable, "-c", "import sys; from pipelines.preprocess.outputs import is_output"]
+    command[-1] += "; print(is_output(sys.argv[1]), is_output(sys.argv[2]))"
+    # A process of its own, since it would wait for ever for somebody who writes to the pipe
+    ran = subprocess.run([*command, photos / "a", photos / "b"], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert ran.stdout.split() == ["False", "False"], ran.stderr
 
 
 @pytest.mark.usefixtures("session")

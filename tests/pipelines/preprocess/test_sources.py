@@ -19,6 +19,8 @@ from glo_core.common.arrays import UInt8Array
 from glo_core.common.location import Location
 from pipelines.config import InspectJob
 from pipelines.inspect_dataset import inspect_dataset
+from pipelines.preprocess.list_lines import lines_of_list
+from pipelines.preprocess.sources import find_sources
 from pipelines.preprocess.writer_lock import exclusive_writer
 from tests.helpers.preprocess_small import preprocess_small
 from tests.helpers.processes import free_port
@@ -249,12 +251,42 @@ def test_a_line_of_a_list_names_no_store_that_the_command_does_not(line: str, tm
     assert not (tmp_path / "d" / "dataset.json").exists()
 
 
-@pytest.mark.parametrize("line", ["s3://KEY:HUNTER2@bucket/x", "s3://b/x?secret_key=HUNTER2", "s3://K:HUNTER2@[b/x"])
+SECRET_LINES = (
+    "s3://KEY:HUNTER2@bucket/x",
+    "s3://b/x?secret_key=HUNTER2",
+    "s3://K:HUNTER2@[b/x",
+    "\ts3://AKIAKEY:HUNTER2@bucket/x.png",
+    " http://user:HUNTER2@h/x",
+    "\N{NO-BREAK SPACE}s3://KEY:HUNTER2@bucket/x",
+    "\N{ZERO WIDTH SPACE}s3://KEY:HUNTER2@bucket/x",
+    "\f s3://KEY%3AHUNTER2%40bucket/x",
+    "'s3://KEY%253AHUNTER2%2540bucket/x'",
+    '"https://HUNTER2@host/x.png"',
+    "image = https://host/x.png?token=HUNTER2",
+    "file://user:HUNTER2@host/x.png",
+    "/mirror/http://user:HUNTER2@host/x.png",
+)
+
+
+@pytest.mark.parametrize("line", SECRET_LINES)
 def test_a_line_of_a_list_holds_no_secret(line: str, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"{line}\n")
     with pytest.raises(UserError, match=r"^`input` \(=.*list\.txt\): line 1") as caught:
         preprocess_small(tmp_path / "d", tmp_path / "list.txt")
     assert "HUNTER2" not in str(caught.value)
+    assert not (tmp_path / "d" / "dataset.json").exists()
+
+
+def test_white_space_before_a_uri_is_none_of_it_and_that_of_a_name_stays(tmp_path: Path) -> None:
+    lines = [" a.png", "b.png ", "\t file:///c.png", " ", "./x://d.png", " /e://f.png", "\N{EM SPACE}file:///g h.png "]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    [source] = find_sources([Location(tmp_path / "list.txt")], {})
+    expected = [" a.png", "b.png ", "file:///c.png", "./x://d.png", " /e://f.png", "file:///g h.png "]
+    assert [os.fsdecode(line) for line in lines_of_list(source)] == expected
+    # Azure's container, which is no secret, stands where others have a user.
+    (tmp_path / "list.txt").write_text(" abfs://container@account.dfs.core.windows.net/x.png")
+    with pytest.raises(UserError, match=r"line 1 names abfs://container@account.dfs.core.windows.net, a store that"):
+        list(lines_of_list(source))
 
 
 @pytest.mark.usefixtures("session")
