@@ -50,7 +50,7 @@ class DecodePolicy(Config):
             ImageColor.getrgb(self.background)
         except ValueError:
             raise ValueError(f"`background` (={self.background!r}) must be a color such as '#ffffff'") from None
-        require_at_most(self, resolution=4096, tight_crop=10**6, max_pixels=MANY, min_side=10**6)
+        require_at_most(self, resolution=4096, tight_crop=10**6, max_bytes=MANY, max_pixels=MANY, min_side=10**6)
 
     @property
     def mode(self) -> str:

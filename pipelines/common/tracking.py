@@ -78,11 +78,11 @@ def _one_line_errors(method: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(method)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        from mlflow.exceptions import MlflowException
-
         try:
             return method(*args, **kwargs)
-        except (MlflowException, OSError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # MLflow's, its database's or the network's
             raise UserError(f"MLflow: {_first_line(error)}") from None
 
     return call
@@ -255,11 +255,11 @@ def was_reached(config: TrackingConfig, root: Path | Location) -> bool:
 @contextlib.contextmanager
 def _reaching(uri: str) -> Iterator[None]:
     """Turn an error of the block, which connects to `uri`, into one line."""
-    from mlflow.exceptions import MlflowException
-
     try:
         yield
-    except (MlflowException, OSError, ImportError) as error:  # A database's driver may be missing.
+    except UserError:
+        raise
+    except Exception as error:  # MLflow's, its database's (a full disk, a missing driver), or the network's
         if _names_remedy(error):
             raise UserError(f"{redact(uri)}: MLflow refuses: {_one_line(error)}") from None
         raise UserError(

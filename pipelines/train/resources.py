@@ -58,7 +58,10 @@ class Pool(NamedTuple):
         return kinds
 
     def __str__(self) -> str:
-        there = " and ".join(f"{number} node(s) of {node}" for node, number in Counter(self.nodes).items()) or "no node"
+        there = (
+            " and ".join(f"{number} node(s) of {node}" for node, number in sorted(Counter(self.nodes).items()))
+            or "no node"
+        )
         types = " and ".join(f"{kind.most} of {kind.node}" for kind in self.coming)
         return f"{there}; its autoscaler may add {types}" if types else there
 

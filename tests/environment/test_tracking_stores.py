@@ -1,6 +1,7 @@
 """MLflow stores in a state that the user has to mend: MLflow's own words are shown, whole and in one line."""
 
 import sqlite3
+import subprocess
 from pathlib import Path
 
 import mlflow
@@ -62,3 +63,14 @@ def test_a_server_that_is_away_is_told_as_such(tmp_path: Path, monkeypatch: pyte
     line = refused(tmp_path, "http://127.0.0.1:9")
     assert "MLflow does not answer there" in line
     assert "start the server" in line
+
+
+def test_a_database_on_a_full_disk(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", small], capture_output=True).returncode:
+        pytest.skip("mounting a small file system to fill needs root")
+    try:
+        assert "database or disk is full" in refused(tmp_path, f"sqlite:///{small}/mlflow.db")
+    finally:
+        subprocess.run(["umount", "--lazy", small], check=True)  # SQLAlchemy keeps the database open.

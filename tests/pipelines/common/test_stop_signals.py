@@ -66,7 +66,7 @@ def test_a_later_signal_ends_at_once() -> None:
 
 @pytest.mark.parametrize("name", ["TERM", "INT", "HUP"])
 def test_timeout_stops_a_job_in_order(name: str) -> None:
-    process = begin("timeout", "--preserve-status", f"--signal={name}", "2")
+    process = begin("timeout", "--preserve-status", f"--signal={name}", "5")
     assert process.communicate(timeout=30) == ("clean\n", LINE)
     assert process.returncode == STOPPED_STATUS
 

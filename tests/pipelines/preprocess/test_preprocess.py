@@ -160,16 +160,16 @@ def test_a_folder_without_an_image_costs_the_others_nothing(folders: dict[str, P
 
 @pytest.mark.usefixtures("session")
 def test_a_full_disk_is_one_line_and_what_is_finished_stays(folders: dict[str, Path], tmp_path: Path) -> None:
-    small = tmp_path / "small"
+    small, database = tmp_path / "small", f"sqlite:///{tmp_path}/mlflow.db"
     small.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", small], capture_output=True).returncode:
         pytest.skip("mounting a small file system to fill needs root")
     try:
         with pytest.raises(UserError, match=r"(blocks|manifest)/000001-\d+\.\w+: no space left on device; free some"):
-            prepare(small / "d", folders["first"])
+            prepare(small / "d", folders["first"], tracking_uri=database)
         finished = sorted(path.name for path in (small / "d" / "manifest").iterdir())
         subprocess.run(["mount", "-o", "remount,size=50m", small], check=True)
-        assert prepare(small / "d", folders["first"])["files"] == 606
+        assert prepare(small / "d", folders["first"], tracking_uri=database)["files"] == 606
         assert set(finished) <= {path.name for path in (small / "d" / "manifest").iterdir()}
     finally:
         subprocess.run(["umount", small], check=True)
