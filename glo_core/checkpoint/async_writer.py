@@ -20,19 +20,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from glo_core.checkpoint.attempt import PATIENCE_SECONDS, Attempt
+from glo_core.checkpoint.attempt import PATIENCE_SECONDS, Attempt, FencedError
 from glo_core.checkpoint.layout import (
     CODES_METADATA,
     MARK,
     CheckpointRecord,
     Part,
     Position,
+    discard,
     forget_metrics,
     is_committed,
     shard_name,
     staging_directory,
 )
-from glo_core.checkpoint.pruning import prune
+from glo_core.checkpoint.pruning import forget_fitted_codes, prune
 from glo_core.codes.table import CodeTable, Table, raw_name
 from glo_core.common.digests import DIGEST_BYTES, new_hasher
 from glo_core.common.failures import UnseenFileError, raise_together
@@ -87,7 +88,7 @@ class CheckpointWriter:
             UserError, RankError: as of `finish`, about the checkpoint before.
         """
         self.finish()
-        if self.runtime.all_gather(is_committed(self._committed(record)))[0]:
+        if self.runtime.all_gather(self.runtime.rank == 0 and is_committed(self._committed(record)))[0]:
             return  # It was committed before an interruption.
         self._record = record
         table = table.snapshot(self._copy)
@@ -113,6 +114,7 @@ class CheckpointWriter:
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         try:
+            self.attempt.require_current()
             for shard, (first, last) in rows_of_shards(self.images).items():
                 with _written(directory, shard_name(shard), self._parts) as file:
                     _write_shard(file, table, first, last)
@@ -136,13 +138,21 @@ class CheckpointWriter:
             return
         self._thread.join()
         self._thread = None
+        try:
+            self._finish(self._record)
+        except FencedError:
+            discard(self._directory(self._record))  # The newer attempt swept before this thread had ended.
+            raise
+
+    def _finish(self, record: CheckpointRecord) -> None:
+        """Commit what the threads of all ranks, which have ended, wrote; errors as of `finish`."""
         raise_together(self.runtime, self._error)
         # By rank: position, parts, and the host that wrote them.
-        ranks = self.runtime.all_gather((self._record.position, self._parts, socket.gethostname()))
+        ranks = self.runtime.all_gather((record.position, self._parts, socket.gethostname()))
         error: Exception | None = None
         if self.runtime.rank == 0:
             try:
-                self._commit(self._record, ranks)
+                self._commit(record, ranks)
             except Exception as caught:
                 error = caught
         raise_together(self.runtime, error)
@@ -151,6 +161,7 @@ class CheckpointWriter:
         """Look at what the `ranks` have written, and commit it."""
         if any(position != record.position for position, _, _ in ranks):
             raise RuntimeError(f"ranks are at different positions: {[position for position, _, _ in ranks]}")
+        self.attempt.require_current()  # A newer one has moved the parts away: nobody waits for them.
         staging, committed = self._directory(record), self._committed(record)
         for rank, (_, parts, host) in enumerate(ranks):
             for name, part in parts.items():
@@ -167,6 +178,7 @@ class CheckpointWriter:
             self.attempt.require_current()
             raise
         sync_directory(committed.parent)
+        forget_fitted_codes(self.attempt.run)
         prune(self.attempt.run, self.keep)
 
 

@@ -11,13 +11,14 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from glo_core.checkpoint.layout import sweep_uncommitted
 from glo_core.common.errors import CheckpointError, UserError
-from glo_core.common.failures import raise_together
+from glo_core.common.failures import UnseenFileError, raise_together
 from glo_core.common.records import Record, read_record, write_record
 from glo_core.common.runtime import Runtime
 
@@ -85,6 +86,43 @@ class Attempt:
             )
 
 
+def seen_by_all(runtime: Runtime, path: Path) -> bool:
+    """Whether `path` is there, as rank 0 sees it; if it is, every rank sees it. Every rank calls this.
+
+    Raises:
+        UnseenFileError: if this rank does not come to see it; a `RankError` on the other ranks.
+    """
+    if not runtime.all_gather(runtime.rank == 0 and path.exists())[0]:
+        return False
+    require_seen(runtime, path)
+    return True
+
+
+def require_seen(runtime: Runtime, path: Path) -> None:
+    """Wait until every rank sees `path`, which rank 0 sees: network file systems may show it late.
+
+    Raises:
+        UnseenFileError: if this rank does not come to see it; a `RankError` on the other ranks.
+    """
+    error: Exception | None = None
+    if not _comes_true(path.exists):
+        error = UnseenFileError(
+            f"{path}: rank 0 sees it, and rank {runtime.rank} on {socket.gethostname()} does not, after "
+            f"{PATIENCE_SECONDS:g} s"
+        )
+    raise_together(runtime, error)
+
+
+def _comes_true(condition: Callable[[], bool]) -> bool:
+    """Whether `condition` holds, now or within `PATIENCE_SECONDS`."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.2)
+    return True
+
+
 def _token_in(run: Path) -> str:
     """The token that `run` holds; "" if it holds none."""
     try:
@@ -95,12 +133,9 @@ def _token_in(run: Path) -> str:
 
 def _not_shared(run: Path, record: AttemptRecord, rank: int) -> CheckpointError | None:
     """What is wrong if this rank does not see the file of rank 0."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while _token_in(run) != record.token:
-        if time.monotonic() >= deadline:
-            return CheckpointError(
-                f"{run.absolute()} on {socket.gethostname()} (rank {rank}) is not the directory that rank 0 on "
-                f"{record.host} writes to; `run` must lie on a disk that every node shares, under the same path"
-            )
-        time.sleep(0.2)
-    return None
+    if _comes_true(lambda: _token_in(run) == record.token):
+        return None
+    return CheckpointError(
+        f"{run.absolute()} on {socket.gethostname()} (rank {rank}) is not the directory that rank 0 on "
+        f"{record.host} writes to; `run` must lie on a disk that every node shares, under the same path"
+    )

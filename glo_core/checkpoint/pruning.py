@@ -8,6 +8,7 @@ the kernel of a reader that dies gives its lock back.
 import contextlib
 import fcntl
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -30,6 +31,11 @@ def prune(run: Path, keep: int) -> None:
         for checkpoint in checkpoints[:-keep]:
             if checkpoint != best:
                 _delete(checkpoint)
+
+
+def forget_fitted_codes(run: Path) -> None:
+    """Delete all codes that `run` fitted to appended images, because a checkpoint has them; what cannot go stays."""
+    shutil.rmtree(run / "growth", ignore_errors=True)
 
 
 def _delete(checkpoint: Path) -> None:

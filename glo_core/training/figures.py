@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from glo_core.checkpoint.attempt import Attempt
+from glo_core.checkpoint.attempt import Attempt, seen_by_all
 from glo_core.checkpoint.layout import metrics_path
 from glo_core.common.records import read_record, write_record
 from glo_core.common.runtime import Metrics, Runtime
@@ -57,5 +57,5 @@ def _pca(learner: Learner, epochs: EpochBatches, images_seen: int, path: Path | 
 
 
 def _kept(path: Path, runtime: Runtime) -> bool:
-    """Whether `path` is there, as rank 0 sees it: all ranks take the same branch."""
-    return bool(runtime.all_gather(path.exists())[0])
+    """Whether `path` is there: all ranks take the same branch, and can read it."""
+    return seen_by_all(runtime, path)

@@ -4,9 +4,9 @@ A stop or a crash in the middle of the fitting then loses one chunk of rows per 
 """
 
 import hashlib
-import shutil
 from pathlib import Path
 
+from glo_core.checkpoint.attempt import Attempt
 from glo_core.checkpoint.reader import Checkpoint
 from glo_core.common.arrays import Int, Int64Array
 from glo_core.common.digests import digest_json
@@ -22,10 +22,11 @@ class FittedCodes:
     The first digest is that of the checkpoint and the snapshot that the codes were fitted for.
     """
 
-    def __init__(self, run: Path | None, checkpoint: Checkpoint, snapshot: str) -> None:
-        """Keep codes in `run`; None keeps nothing."""
+    def __init__(self, attempt: Attempt | None, checkpoint: Checkpoint, snapshot: str) -> None:
+        """Keep codes in the run of `attempt`; None keeps nothing."""
         name = digest_json({"checkpoint": checkpoint.digest, "snapshot": snapshot})
-        self._directory = run / "growth" / name if run is not None else None
+        self._attempt = attempt
+        self._directory = attempt.run / "growth" / name if attempt is not None else None
 
     def load(self, ids: Int[Int64Array, " n"]) -> Float[Tensor, "n dim"] | None:
         """The raw codes `[n, dim]` of the chunk of `ids` (int64 `[n]`), on the CPU; None if they are not kept."""
@@ -37,16 +38,16 @@ class FittedCodes:
             return None
 
     def save(self, ids: Int[Int64Array, " n"], raw: Float[Tensor, "n dim"]) -> None:
-        """Keep the raw codes `[n, dim]` of a chunk."""
-        if self._directory is not None:
+        """Keep the raw codes `[n, dim]` of a chunk.
+
+        Raises:
+            FencedError: if a newer attempt trains the run.
+        """
+        if self._attempt is not None:
+            self._attempt.require_current()
             write_bytes(self._file(ids), tensor_bytes({"raw": raw.detach().cpu().contiguous()}))
 
     def _file(self, ids: Int64Array) -> Path:
         assert self._directory is not None
         digest = hashlib.blake2b(ids.astype("<i8").tobytes(), digest_size=16).hexdigest()
         return self._directory / f"{digest}.safetensors"
-
-
-def forget_fitted_codes(run: Path) -> None:
-    """Delete all fitted codes of `run`, because a checkpoint has them; what cannot be deleted stays."""
-    shutil.rmtree(run / "growth", ignore_errors=True)

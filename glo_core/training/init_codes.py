@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from glo_core.checkpoint.attempt import Attempt, seen_by_all
 from glo_core.codes.pca_init import CHUNK, PcaInit, random_codes
 from glo_core.codes.table import CodeTable, Table, raw_name
 from glo_core.codes.windowed_table import WindowedTable
@@ -48,35 +49,38 @@ def empty_table(epochs: EpochBatches, runtime: Runtime, scratch: Path | None) ->
 class InitialCodes:
     """Initial codes of the images of one rank; images are read for the rows that are asked for alone."""
 
-    def __init__(self, config: ResolvedTrainConfig, images: ImageSource, runtime: Runtime, run: Path | None) -> None:
+    def __init__(
+        self, config: ResolvedTrainConfig, images: ImageSource, runtime: Runtime, attempt: Attempt | None
+    ) -> None:
         """Compute nothing yet.
 
         Args:
             config: the recipe.
             images: of this rank.
             runtime: this rank and its connection to the others.
-            run: directory of the run, which keeps the principal components as `pca_init.safetensors`; None keeps
-                nothing.
+            attempt: of this group of ranks on its run, which keeps the principal components as
+                `pca_init.safetensors`; None keeps nothing.
         """
-        self.config, self.images, self.runtime, self._run = config, images, runtime, run
+        self.config, self.images, self.runtime, self._attempt = config, images, runtime, attempt
         self._pca_init: PcaInit | None = None
 
     def prepare(self) -> None:
         """Read the principal components that the run keeps, or find those of the images. Every rank calls this.
 
         Raises:
-            CheckpointError: if the run's `pca_init.safetensors` is not whole.
+            CheckpointError: if the run's `pca_init.safetensors` is not whole, or a newer attempt trains the run.
             StopRequestedError: if somebody asked to stop.
         """
         if self.config.code.init != "pca" or self._pca_init is not None:
             return
-        path = self._run / "pca_init.safetensors" if self._run is not None else None
-        # All ranks must take the same branch: rank 0 decides.
-        if path is not None and self.runtime.all_gather(path.exists())[0]:
+        attempt = self._attempt
+        path = attempt.run / "pca_init.safetensors" if attempt is not None else None
+        if path is not None and seen_by_all(self.runtime, path):
             self._pca_init = PcaInit.load(path)
             return
         self._pca_init = PcaInit.fit(self.images, self.config.code.dim, self.runtime)
-        if path is not None and self.runtime.rank == 0:
+        if attempt is not None and path is not None and self.runtime.rank == 0:
+            attempt.require_current()
             write_bytes(path, self._pca_init.to_bytes())
 
     def of(self, rows: Int[Int64Array, " n"]) -> Float[Tensor, "n dim"]:

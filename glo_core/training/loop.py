@@ -11,6 +11,7 @@ import torch
 
 from glo_core.checkpoint.attempt import Attempt
 from glo_core.checkpoint.layout import Position
+from glo_core.checkpoint.pruning import forget_fitted_codes
 from glo_core.codes.table import Table
 from glo_core.common.errors import DivergedError
 from glo_core.common.in_step import StopRequestedError
@@ -26,7 +27,6 @@ from glo_core.training.checkpoint_policy import AGREE_STEPS, CheckpointPolicy
 from glo_core.training.config import Intervals, TrainConfig
 from glo_core.training.epoch_batches import EpochBatches, refresh_statistics
 from glo_core.training.figures import final_figures
-from glo_core.training.fitted_codes import forget_fitted_codes
 from glo_core.training.init_codes import InitialCodes, empty_table
 from glo_core.training.learner import Learner
 from glo_core.training.meter import Meter
@@ -115,10 +115,10 @@ def train_phase(
     newest = newest_checkpoint(recipe, images, runtime, run)
     table = empty_table(epochs, runtime, scratch)
     learner = Learner(recipe, epochs.images, table, runtime, module=decoder, loss=loss)
-    initial = InitialCodes(recipe, epochs.images, runtime, run)
+    initial = InitialCodes(recipe, epochs.images, runtime, attempt)
     begun = newest.position if newest is not None else Position(phase=phase.number)
     try:
-        position = begun = restore_or_begin(learner, epochs, phase, newest, warm_start, initial, run)
+        position = begun = restore_or_begin(learner, epochs, phase, newest, warm_start, initial, attempt)
     except StopRequestedError:
         return _result(learner, epochs, begun, run, {})
     newest = None  # An open checkpoint would never be deleted.
@@ -166,8 +166,9 @@ def train_phase(
     checkpoints.finish()
     metrics: Metrics = {}
     if position.images_seen >= phase.target:
-        if run is not None and runtime.rank == 0:
-            forget_fitted_codes(run)
+        if attempt is not None and runtime.rank == 0:
+            attempt.require_current()
+            forget_fitted_codes(attempt.run)  # A crash after the commit may have left them.
         with contextlib.suppress(StopRequestedError):
             metrics = final_figures(learner, epochs, position.images_seen, attempt, trained=position != begun)
     return _result(learner, epochs, position, run, metrics)

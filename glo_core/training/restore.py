@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glo_core.checkpoint.layout import Position, committed_checkpoints
+from glo_core.checkpoint.attempt import Attempt, require_seen
+from glo_core.checkpoint.layout import MARK, Position, committed_checkpoints
 from glo_core.checkpoint.reader import Checkpoint
 from glo_core.codes.table import Table, raw_name
 from glo_core.common.errors import CheckpointError
@@ -40,11 +41,15 @@ def newest_checkpoint(
 
     Raises:
         CheckpointError: if the checkpoint is of another recipe.
+        UnseenFileError: if this rank does not see the checkpoint; a `RankError` on the other ranks.
     """
-    # All ranks must load the same checkpoint: rank 0 chooses.
-    newest = runtime.all_gather(committed_checkpoints(run)[-1:] if run is not None else [])[0]
+    # All ranks must load the same checkpoint: rank 0 chooses. A network file system remembers for a while that a name
+    # was missing: no other rank looks for it before it is there.
+    chosen = committed_checkpoints(run)[-1:] if run is not None and runtime.rank == 0 else []
+    newest = runtime.all_gather(chosen)[0]
     if not newest:
         return None
+    require_seen(runtime, newest[0] / MARK)
     checkpoint = Checkpoint(newest[0])
     _require_recipe(checkpoint, config, images)
     return checkpoint
@@ -57,7 +62,7 @@ def restore_or_begin(
     checkpoint: Checkpoint | None,
     warm_start: Path | None,
     initial: InitialCodes,
-    run: Path | None,
+    attempt: Attempt | None,
 ) -> Position:
     """Bring `learner` to the state of `checkpoint`; without one, give it the decoder of `warm_start`, if there is one.
 
@@ -70,7 +75,7 @@ def restore_or_begin(
         checkpoint: of this run.
         warm_start: directory of a checkpoint of another run.
         initial: codes of rows that no checkpoint holds.
-        run: directory of the run, which keeps codes that were fitted before a stop.
+        attempt: of this group of ranks on its run, which keeps codes that were fitted before a stop.
 
     Returns:
         Where training continues.
@@ -90,7 +95,7 @@ def restore_or_begin(
     if growth.count(learner):
         initial.fill(learner.table, growth.new_rows)
         if begins:
-            fitted = FittedCodes(run, checkpoint, epochs.snapshot)
+            fitted = FittedCodes(attempt, checkpoint, epochs.snapshot)
             growth.fit_new_rows(learner, epochs.images, initial, fitted, position.images_seen)
     if begins:  # At an epoch's boundary.
         return Position(images_seen=position.images_seen, phase=phase.number, epoch=position.epoch + 1)

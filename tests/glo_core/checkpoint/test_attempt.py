@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,9 +20,11 @@ from glo_core.checkpoint import async_writer, attempt
 from glo_core.checkpoint.async_writer import CheckpointWriter
 from glo_core.checkpoint.attempt import Attempt, FencedError
 from glo_core.checkpoint.layout import Position, committed_checkpoints
+from glo_core.codes.pca_init import PcaInit
 from glo_core.common.failures import UnseenFileError
 from glo_core.training.learner import Learner
 from glo_core.training.learner_state import checkpoint_record, decoder_files
+from glo_core.training.restore import newest_checkpoint
 from tests.distributed.train_ranks import CONFIG, images
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_training import CONFIG as TINY
@@ -101,12 +105,14 @@ def test_a_full_disk_of_one_rank_is_the_users_error_on_every_rank(tmp_path: Path
     assert committed_checkpoints(tmp_path / "disk-0") == []
 
 
-def writer_with_parts(run: Path, blobs: torch.Tensor) -> tuple[CheckpointWriter, Path]:
+def writer_with_parts(run: Path, blobs: torch.Tensor, *, fenced: bool = False) -> tuple[CheckpointWriter, Path]:
     """A writer whose parts are written and not committed, and their directory."""
     runtime = glo.SingleProcess()
     trained = glo.train_phase(TINY, glo.TensorImages(blobs), glo.Phase(target=64))
     learner = Learner(RESOLVED, trained.images, trained.table, runtime)
     begun = Attempt.begin(run, runtime)
+    if fenced:
+        Attempt.begin(run, runtime)
     writer = CheckpointWriter(begun, trained.images, runtime)
     record = checkpoint_record(learner, trained.images, Position(images_seen=64), None)
     writer.begin(trained.table, record, lambda: decoder_files(learner))
@@ -138,3 +144,91 @@ def test_a_run_whose_folder_was_taken_away_is_not_committed_to(blobs: torch.Tens
     with pytest.raises(FencedError):
         writer.finish()
     assert committed_checkpoints(tmp_path) == []
+
+
+def test_a_writer_that_was_given_up_leaves_no_parts(blobs: torch.Tensor, tmp_path: Path) -> None:
+    writer, _ = writer_with_parts(tmp_path, blobs, fenced=True)
+    with pytest.raises(FencedError):
+        writer.finish()
+    assert list(tmp_path.glob("checkpoints/*")) == []
+
+
+def test_parts_that_were_written_after_the_next_attempt_had_swept_are_deleted(
+    blobs: torch.Tensor, tmp_path: Path
+) -> None:
+    writer, directory = writer_with_parts(tmp_path, blobs)
+    Attempt.begin(tmp_path, glo.SingleProcess())
+    directory.mkdir()
+    (directory / "decoder.json").write_text("late")
+    with pytest.raises(FencedError):
+        writer.finish()
+    assert list(tmp_path.glob("checkpoints/*")) == []
+
+
+def test_a_commit_deletes_the_fitted_codes_that_it_holds(blobs: torch.Tensor, tmp_path: Path) -> None:
+    writer, _ = writer_with_parts(tmp_path, blobs)
+    fitted = tmp_path / "growth/0123/4567.safetensors"
+    fitted.parent.mkdir(parents=True)
+    fitted.write_bytes(b"codes")
+    writer.finish()
+    assert len(committed_checkpoints(tmp_path)) == 1
+    assert not (tmp_path / "growth").exists()
+
+
+def test_an_attempt_that_was_given_up_leaves_the_principal_components_of_the_next_one(
+    blobs: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, phase, fit = glo.TensorImages(blobs), glo.Phase(target=64), PcaInit.fit
+    next_one: list[float] = []
+
+    def slow(*args: Any) -> PcaInit:
+        components = fit(*args)
+        if not next_one:  # The next attempt trains to its end before the first goes on.
+            next_one.append(0.0)
+            glo.train_phase(TINY, images, phase, run=tmp_path)
+            next_one[0] = (tmp_path / "pca_init.safetensors").stat().st_mtime_ns
+        return components
+
+    monkeypatch.setattr(PcaInit, "fit", slow)
+    with pytest.raises(FencedError):
+        glo.train_phase(TINY, images, phase, run=tmp_path)
+    assert (tmp_path / "pca_init.safetensors").stat().st_mtime_ns == next_one[0]
+    assert len(committed_checkpoints(tmp_path)) == 1
+
+
+class Second(glo.SingleProcess):
+    """Rank 1, to which rank 0 names a checkpoint."""
+
+    rank, world_size = 1, 2
+
+    def __init__(self, chosen: Path) -> None:
+        super().__init__()
+        self.chosen: Path | None = chosen
+
+    def all_gather(self, value: Any) -> list[Any]:
+        if self.chosen is not None:
+            chosen, self.chosen = self.chosen, None
+            return [[chosen], value]
+        return [(None, "", "node-0"), value]
+
+
+@pytest.mark.parametrize("patience", [30.0, 0.2])
+def test_a_rank_waits_for_a_checkpoint_that_it_sees_late(
+    blobs: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: float
+) -> None:
+    monkeypatch.setattr(attempt, "PATIENCE_SECONDS", patience)
+    images = glo.TensorImages(blobs)
+    glo.train_phase(TINY, images, glo.Phase(target=64), run=tmp_path)
+    (chosen,) = committed_checkpoints(tmp_path)
+    hidden = tmp_path / "hidden"
+    chosen.rename(hidden)
+    if patience < 1:
+        with pytest.raises(UnseenFileError, match=r"checkpoint.json: rank 0 sees it, and rank 1 on .* does not"):
+            newest_checkpoint(RESOLVED, images, Second(chosen), tmp_path)
+        return
+    shown = threading.Timer(0.5, hidden.rename, (chosen,))
+    shown.start()
+    newest = newest_checkpoint(RESOLVED, images, Second(chosen), tmp_path)
+    shown.join()
+    assert newest is not None
+    assert newest.position.images_seen == int(chosen.name)
