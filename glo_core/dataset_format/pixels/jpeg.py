@@ -1,6 +1,8 @@
 """JPEG files: their segments, and their pixels as libjpeg-turbo decodes them, with each of its warnings heard."""
 
+import functools
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,9 +13,15 @@ from PIL.JpegImagePlugin import JpegImageFile
 from glo_core.common.arrays import UInt8Array
 from glo_core.dataset_format.config import ResolvedDatasetConfig
 from glo_core.dataset_format.pixels import color, exif
-from glo_core.dataset_format.pixels.jpeg_scans import has_zeroed_part, is_complete, only_padding
+from glo_core.dataset_format.pixels.jpeg_scans import (
+    has_zeroed_part,
+    is_complete,
+    only_padding,
+    with_bytes_added,
+    with_last_bytes_replaced,
+)
 from glo_core.dataset_format.pixels.pillow import open_picture
-from glo_core.dataset_format.pixels.raster import Raster, check_memory, check_size
+from glo_core.dataset_format.pixels.raster import Raster, check_memory, check_size, require_size
 from glo_core.dataset_format.rejection import RejectedImageError
 
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
@@ -73,7 +81,8 @@ def open_jpeg(data: bytes, policy: ResolvedDatasetConfig) -> Raster:
         raise RejectedImageError("truncated", f"{len(data)} bytes for {width} x {height} pixels")
     if _buffered(frame, data) and data.count(b"\xff\xda", frame.scan) > _MAX_SCANS:
         raise RejectedImageError("broken", f"more than {_MAX_SCANS} scans")
-    pixels = _decode(frame, data, mode, small, policy)
+    pixels = _decode(frame, data, mode, scale, policy)
+    require_size((pixels.shape[1], pixels.shape[0]), small)
     inverted = mode == "CMYK" and frame.adobe is not None
     return Raster(
         size=(width, height),
@@ -175,18 +184,24 @@ def _mode(frame: _Frame, policy: ResolvedDatasetConfig) -> str:
     return "GRAY" if gray else "RGB"
 
 
-def _decode(frame: _Frame, data: bytes, mode: str, size: tuple[int, int], policy: ResolvedDatasetConfig) -> UInt8Array:
-    """The pixels, uint8 `[h, w, bands]`, at least of `size`."""
+def _decode(frame: _Frame, data: bytes, mode: str, scale: int, policy: ResolvedDatasetConfig) -> UInt8Array:
+    """The pixels, uint8 `[h, w, bands]`, reduced by `scale`."""
     # What is no table is left out: metadata are no reason to reject. A second end mark makes up for a missing one.
-    stream = b"".join((_SOI, frame.jfif, _adobe(frame), *frame.tables, data[frame.scan :], _EOI))
+    head = b"".join((_SOI, frame.jfif, _adobe(frame), *frame.tables))
+    stream = b"".join((head, memoryview(data)[frame.scan :], _EOI))
 
     strict, several = not policy.allow_truncated, _buffered(frame, data)
     try:
-        pixels = _libjpeg(stream, mode, size, strict)
+        pixels = _libjpeg(frame, stream, mode, scale, strict)
     except RejectedImageError as error:
         if not strict or not only_padding(error.detail, data, frame.scan):
             raise
-        pixels = _libjpeg(stream, mode, size, strict=False)
+        pixels = _libjpeg(frame, stream, mode, scale, strict=False)
+    except _UnnamedSamplingError:
+        by_pillow = functools.partial(_by_pillow, mode=mode, size=(frame.width, frame.height), scale=scale)
+        pixels = by_pillow(stream)
+        if strict:
+            _require_no_damage(pixels, stream, len(head), by_pillow)
     if strict and frame.kind in _SEQUENTIAL and not several and has_zeroed_part(data, frame.scan, frame.tables):
         raise RejectedImageError("broken", "zeros in the midst of a scan")
     if strict and several and not is_complete(data, frame.scan, frame.components):
@@ -194,25 +209,46 @@ def _decode(frame: _Frame, data: bytes, mode: str, size: tuple[int, int], policy
     return pixels
 
 
-def _libjpeg(stream: bytes, mode: str, size: tuple[int, int], strict: bool) -> UInt8Array:
+class _UnnamedSamplingError(Exception):
+    """TurboJPEG has no name for the way in which a file's colors are sampled."""
+
+
+def _libjpeg(frame: _Frame, stream: bytes, mode: str, scale: int, strict: bool) -> UInt8Array:
+    width, height = -(-frame.width // scale), -(-frame.height // scale)
     try:
-        pixels = simplejpeg.decode_jpeg(stream, mode, min_width=size[0], min_height=size[1], strict=strict)
+        pixels = simplejpeg.decode_jpeg(stream, mode, min_width=width, min_height=height, strict=strict)
     except ValueError as error:  # libjpeg's errors and, if strict, its warnings
         if "subsampling level" in str(error):
-            return _by_pillow(stream, mode, size)
+            raise _UnnamedSamplingError from None
         raise RejectedImageError("truncated" if "remature end" in str(error) else "broken", str(error)) from None
     return pixels
 
 
-def _by_pillow(stream: bytes, mode: str, size: tuple[int, int]) -> UInt8Array:
+def _by_pillow(stream: bytes, mode: str, size: tuple[int, int], scale: int) -> UInt8Array:
     """The pixels of a file whose colors are sampled in a way that TurboJPEG has no name for."""
     image = open_picture(stream, "JPEG")
     assert isinstance(image, JpegImageFile)
-    image.draft("L" if mode == "GRAY" else "RGB", size)
+    require_size(image.size, size)
+    image.draft("L" if mode == "GRAY" else "RGB", (size[0] // scale, size[1] // scale))
     image.load()
     pixels = np.asarray(image)
     # Pillow takes every file for one of Adobe's, whose CMYK is inverted.
     return 255 - pixels if mode == "CMYK" else pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _require_no_damage(pixels: UInt8Array, stream: bytes, scan: int, decoded: Callable[[bytes], UInt8Array]) -> None:
+    """Tell damage by what other bytes show: Pillow hears none of libjpeg's warnings.
+
+    Args:
+        pixels: `decoded(stream)`.
+        scan: where the first scan begins in `stream`.
+        decoded: the pixels of a stream.
+    """
+    if not np.array_equal(decoded(with_bytes_added(stream, scan)), pixels):
+        raise RejectedImageError("truncated", "a part of a scan ends too early")
+    replaced = with_last_bytes_replaced(stream, scan)
+    if replaced is not None and np.array_equal(decoded(replaced), pixels):
+        raise RejectedImageError("broken", "bytes of a scan are left over")
 
 
 def _buffered(frame: _Frame, data: bytes) -> bool:

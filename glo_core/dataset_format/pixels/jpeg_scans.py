@@ -1,5 +1,6 @@
 """What the scans of a JPEG tell beyond libjpeg's warnings: padding, zeros in their midst, scans that never came."""
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 
@@ -8,6 +9,13 @@ _END_OF_BLOCK = 0
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 """What ends a scan: a marker that is neither a stuffed byte nor a restart."""
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+_PIECE_END = re.compile(rb"\xff+[^\x00\xff]")
+"""What ends a piece of a scan: a marker, with the bytes that fill up to it"""
+_RESTARTS = range(0xD0, 0xD8)
+_OTHER_BYTES = bytes(range(1, 0xFF))
+"""Bytes that are no marker, in which a decoder reads blocks of any kind"""
+_REPLACED = 32
+"""Bytes at the end of a scan, which hold at least a part of its last blocks"""
 _COEFFICIENTS = (1 << 64) - 1
 
 
@@ -51,6 +59,51 @@ def _markers(data: bytes, at: int) -> Iterator[tuple[int, int]]:
             return
         # A segment is skipped: its bytes may look like markers.
         at = match.start() + 2 + int.from_bytes(data[match.start() + 2 : match.start() + 4], "big")
+
+
+def with_bytes_added(stream: bytes, scan: int) -> bytes:
+    """`stream` with more bytes behind each piece of its scans, from `scan` on.
+
+    A decoder skips them behind a piece that is whole. Where a piece ends too early it takes them for blocks.
+    """
+    ends = [end for _, end in _pieces(stream, scan)]
+    added = memoryview(_OTHER_BYTES)[: (len(stream) + (1 << 20)) // max(len(ends), 1)]
+    parts, last = list[bytes | memoryview](), 0
+    for end in ends:
+        parts += memoryview(stream)[last:end], added
+        last = end
+    return b"".join((*parts, memoryview(stream)[last:]))
+
+
+def with_last_bytes_replaced(stream: bytes, scan: int) -> bytes | None:
+    """`stream` with other bytes at the end of its only piece, before padding; None for several, or a short one.
+
+    A decoder that lost its way, and so did not get there, shows the same picture.
+    """
+    pieces = list(itertools.islice(_pieces(stream, scan), 2))
+    if len(pieces) != 1:
+        return None
+    start, end = pieces[0]
+    end = start + len(stream[start:end].rstrip(b"\0\xff"))
+    first = end - _REPLACED
+    first -= stream[first - 1 : first] == b"\xff"  # A stuffed byte goes with the one before it.
+    if first <= start:
+        return None
+    return b"".join((memoryview(stream)[:first], _OTHER_BYTES[: end - first], memoryview(stream)[end:]))
+
+
+def _pieces(stream: bytes, at: int) -> Iterator[tuple[int, int]]:
+    """Start and end of each piece of entropy-coded bytes: a scan, or what lies between two restart markers."""
+    start = -1
+    while (match := _PIECE_END.search(stream, at)) is not None:
+        at, marker = match.end(), stream[match.end() - 1]
+        if start >= 0:
+            yield start, match.start()
+        if marker == _EOI:
+            return
+        if marker not in _RESTARTS:
+            at += int.from_bytes(stream[at : at + 2], "big")
+        start = at if marker == _SOS or marker in _RESTARTS else -1
 
 
 def has_zeroed_part(data: bytes, scan: int, tables: Sequence[bytes]) -> bool:

@@ -11,6 +11,7 @@ from glo_core.dataset_format.config import ResolvedDatasetConfig
 from glo_core.dataset_format.image_decoding import decode
 from glo_core.dataset_format.rejection import RejectedImageError
 from tests.helpers.encode_images import encoded
+from tests.helpers.jpeg_sampling import jpeg_with_sampling
 
 POLICY = ResolvedDatasetConfig(resolution=64, channels=3)
 END = b"\xff\xd9"
@@ -144,3 +145,64 @@ def test_every_sampling_of_colors_decodes(sampling: int) -> None:
     # The blocks do not fit the new header, but its sampling is decoded, not refused.
     lenient = ResolvedDatasetConfig(resolution=64, channels=3, allow_truncated=True)
     assert decode(bytes(data), lenient).pixels.shape == (64, 64, 3)
+
+
+ONE = (1, 1)
+UNUSUAL = {
+    "42-11-11": ((4, 2), ONE, ONE),
+    "31-11-11": ((3, 1), ONE, ONE),
+    "22-12-11": ((2, 2), (1, 2), ONE),
+    "22-11-12": ((2, 2), ONE, (1, 2)),
+    "11-21-11": (ONE, (2, 1), ONE),
+}
+UNUSUAL_WAYS: dict[str, dict[str, Any]] = {
+    "baseline": {},
+    "restarts": {"restarts": 5},
+    "progressive": {"progressive": True},
+}
+
+
+@pytest.fixture(scope="module", params=[f"{sampling} {way}" for sampling in UNUSUAL for way in UNUSUAL_WAYS])
+def unusual(request: pytest.FixtureRequest) -> tuple[Image.Image, bytes]:
+    """A picture with odd sides, and its JPEG of a sampling that TurboJPEG has no name for."""
+    sampling, way = request.param.split()
+    image = photo(333, 251)
+    return image, jpeg_with_sampling(image, UNUSUAL[sampling], **UNUSUAL_WAYS[way])
+
+
+@pytest.mark.parametrize("resolution", [32, 64, 256])
+def test_an_unusual_sampling_gives_the_picture(unusual: tuple[Image.Image, bytes], resolution: int) -> None:
+    image, data = unusual
+    policy = ResolvedDatasetConfig(resolution=resolution, channels=3)
+    expected = decode(encoded(image, "PNG"), policy).pixels.astype(int)
+    for end in (END, b"", b"\xff", bytes(9) + END, b"\xff" * 5 + END, END + b"trailing bytes" * 99):
+        shown = decode(data[:-2] + end, policy).pixels
+        assert abs(shown - expected).mean() < (8 if resolution == 256 else 3)
+
+
+@pytest.mark.parametrize("resolution", [64, 256])
+def test_an_unusual_sampling_that_is_cut_is_rejected(unusual: tuple[Image.Image, bytes], resolution: int) -> None:
+    _, data = unusual
+    policy = ResolvedDatasetConfig(resolution=resolution, channels=3)
+    first = scan_of(data)
+    for part in (0.1, 0.5, 0.8, 0.95):
+        cut = data[: first + int((len(data) - first) * part)]
+        for end in (b"", END):
+            with pytest.raises(RejectedImageError, match=r"^(truncated|broken)"):
+                decode(cut + end, policy)
+
+
+@pytest.mark.parametrize("sampling", UNUSUAL)
+def test_damage_in_an_unusual_sampling_is_heard(sampling: str) -> None:
+    data = jpeg_with_sampling(photo(333, 251), UNUSUAL[sampling])
+    whole = ResolvedDatasetConfig(resolution=256, channels=3)
+    true, silent, first = decode(data, whole).pixels.astype(int), 0, scan_of(data)
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        at = int(generator.integers(first, len(data) - 1100))
+        try:
+            shown = decode(data[:at] + (generator.bytes(500) if seed % 2 else b"") + data[at + 500 :], whole).pixels
+            silent += abs(shown - true).max() > VISIBLE
+        except RejectedImageError as error:
+            assert error.reason in ("broken", "truncated")
+    assert silent <= 3
