@@ -1,4 +1,4 @@
-"""Places where people run jobs: a tiny job in each. The slow ones are single places; the default run has them together.
+"""Places where people run jobs: a tiny job in each single place, and a tiny pipeline in all of them together, are slow.
 
 Namespaces make what needs them; where the machine does not allow them, the reason is shown.
 """
@@ -54,6 +54,18 @@ def preprocess(place: Path, images: Path, **options: object) -> None:
     assert "Traceback" not in done.stderr
 
 
+def pipeline(root: Path, images: Path, **options: object) -> None:
+    """Run all stages on `images`, and look at what the last one leaves."""
+    done = run(
+        "pipeline", "--input", images, "--root", root, "--preprocess.resolution", 16, "--train.images", 200,
+        "--train.code.dim", 4, "--evaluate.steps", 5, timeout=280, **options,  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (root / "metrics.json").exists()
+    for folder in ("prior", "grids", "evaluation"):
+        assert list((root / "run" / folder).glob("*/done.json")), folder
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     folder = tmp_path / "my photos"
@@ -87,7 +99,7 @@ def test_all_at_once(tmp_path: Path, images: Path) -> None:
         "unshare", "--user", "--map-user=12345", "--map-group=12345",
     ]  # fmt: skip
     env = {"TMPDIR": long_directory(tmp_path), "HOME": None, "USER": None, "LOGNAME": None, **NO_NAMES, **PROXIES}
-    preprocess(tmp_path, images, env=env, before=before)
+    pipeline(tmp_path / "out put", images, env=env, before=before)
 
 
 @pytest.mark.slow
@@ -155,13 +167,7 @@ def test_workers_start_where_the_path_of_the_environment_has_a_space(tmp_path: P
 
 @pytest.mark.slow
 def test_the_pipeline_where_the_path_of_the_environment_has_a_space(tmp_path: Path, images: Path) -> None:
-    root = tmp_path / "out put"
-    done = run(
-        "pipeline", "--input", images, "--root", root, "--preprocess.resolution", 16, "--train.images", 200,
-        "--train.code.dim", 4, "--evaluate.steps", 5, python=environment_with_odd_path(tmp_path), timeout=280,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert (root / "metrics.json").exists()
+    pipeline(tmp_path / "out put", images, python=environment_with_odd_path(tmp_path))
 
 
 def test_make_demo_quotes_its_folders() -> None:
