@@ -10,10 +10,14 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
-Kind = Literal["file", "hard link", "folder", "other"]
+Kind = Literal["file", "hard link", "symbolic link", "folder", "other"]
 BLOCK = 512
 MAX_EXTENSION_BYTES = 16 << 20
 """Bytes of a long name or of pax records that are read at most"""
+RECORDS, SPARSE, SPARSE_NAME = (b"path", b"linkpath", b"size"), b"GNU.sparse.", b"GNU.sparse.name"
+"""Keys of pax records that are kept; of those of a sparse file the name, and that there is one"""
+MAX_VALUE_BYTES = 4096
+"""Bytes of a pax record's value that count: no path is longer"""
 MAX_SIZE = 1 << 62
 """Bytes that no entry has: offsets and sizes are int64"""
 READ_AHEAD = 1 << 20
@@ -41,6 +45,7 @@ KINDS: dict[bytes, Kind] = {
     tarfile.CONTTYPE: "file",
     tarfile.GNUTYPE_SPARSE: "file",
     tarfile.LNKTYPE: "hard link",
+    tarfile.SYMTYPE: "symbolic link",
     tarfile.DIRTYPE: "folder",
 }
 """By the type of a header; every other type is `other`"""
@@ -62,7 +67,7 @@ class Entry(NamedTuple):
     sparse: bool
     """Whether the content is stored without its holes"""
     target: bytes
-    """Name of the file that a hard link leads to"""
+    """What a link leads to: a hard one from the archive's root, a symbolic one from its own folder"""
 
 
 class DamagedTarError(Exception):
@@ -199,7 +204,7 @@ def _extend(extensions: _Extensions, of_all: dict[bytes, bytes], kind: bytes, co
 
 
 def _pax_records(content: bytes) -> dict[bytes, bytes]:
-    """The records `LENGTH KEY=VALUE` of a pax header, up to one that is none."""
+    """Of the records `LENGTH KEY=VALUE` of a pax header, up to one that is none, those that this module reads."""
     records, position = dict[bytes, bytes](), 0
     while position < len(content):
         digits, space, _ = content[position : position + 20].partition(b" ")
@@ -207,7 +212,11 @@ def _pax_records(content: bytes) -> dict[bytes, bytes]:
         key, equals, value = content[position + len(digits) + 1 : end].partition(b"=")
         if end > len(content) or not equals or value[-1:] != b"\n":
             break
-        records[key], position = value[:-1], end
+        position = end
+        if key in RECORDS or key == SPARSE_NAME:
+            records[key] = value[:-1] if len(value) <= MAX_VALUE_BYTES else b""
+        if key.startswith(SPARSE):
+            records[SPARSE] = b"1"
     return records
 
 
@@ -223,7 +232,7 @@ def _skip_sparse_map(reader: Any, offset: int, *, more: bool) -> int:
 
 def _entry(info: _Header, extensions: _Extensions, of_all: dict[bytes, bytes], header: int, data: int) -> Entry:
     records = {key: value for key, value in (of_all | extensions.records).items() if value}
-    name = records.get(b"GNU.sparse.name") or records.get(b"path") or extensions.name or info.name
+    name = records.get(SPARSE_NAME) or records.get(b"path") or extensions.name or info.name
     size = records.get(b"size", b"")
     return Entry(
         name,
@@ -231,6 +240,6 @@ def _entry(info: _Header, extensions: _Extensions, of_all: dict[bytes, bytes], h
         header if extensions.header is None else extensions.header,
         data,
         0 if info.type in WITHOUT_CONTENT else int(size) if size.isdigit() and len(size) < 19 else info.size,
-        info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith(b"GNU.sparse.") for key in extensions.records),
+        info.type == tarfile.GNUTYPE_SPARSE or SPARSE in extensions.records,
         records.get(b"linkpath") or extensions.target or info.target,
     )

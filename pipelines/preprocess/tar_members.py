@@ -12,6 +12,8 @@ from pipelines.preprocess.tar_headers import READ_AHEAD, DamagedTarError, Entry,
 
 LABEL_BYTES = 256
 """Bytes of a label that are read"""
+MAX_LINKS = 40
+"""Symbolic links in a row that are followed, as Linux does"""
 COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -23,7 +25,9 @@ COMPRESSED = {
 
 
 def list_tar(file: Any) -> Members:
-    """The images of an uncompressed tar: of one name twice the last counts, and a hard link is what it leads to.
+    """The images of an uncompressed tar: of one name twice the last counts, and a link is what it leads to.
+
+    A link that leads to nothing, or out of the archive, is listed too; reading it says that the image is missing.
 
     Args:
         file: a seekable `pyarrow.NativeFile`.
@@ -44,11 +48,11 @@ def list_tar(file: Any) -> Members:
         if not entries:
             raise RejectedImageError("broken container", _compression(file) or str(error)) from None
         damage = f"damaged at {error}"
-    images = [entry for entry in entries.values() if _is_image(entry.name)]
+    images = [_linked(entries, entry) for entry in entries.values() if _is_image(entry.name)]
     return Members(
         [entry.name for entry in images],
-        [entry.header if entry.sparse else entry.start for entry in images],
-        [-1 if entry.sparse else entry.size for entry in images],
+        [entry.start if _is_plain(entry) else entry.header for entry in images],
+        [entry.size if _is_plain(entry) else -1 for entry in images],
         [labels.get(_sample(entry.name)) for entry in images],
         damage,
     )
@@ -59,10 +63,31 @@ def _enter(entries: dict[bytes, Entry], entry: Entry) -> None:
     if entry.kind == "folder":
         return
     name = _extracted_name(entry.name)
-    content = entries.get(_extracted_name(entry.target)) if entry.kind == "hard link" else entry
+    content = entries.get(_extracted_name(entry.target), entry) if entry.kind == "hard link" else entry
     entries.pop(name, None)
-    if content is not None and entry.kind != "other":
+    if entry.kind != "other":
         entries[name] = content._replace(name=entry.name)
+
+
+def _linked(entries: dict[bytes, Entry], entry: Entry) -> Entry:
+    """The content that a symbolic link leads to, under the link's name; `entry` itself if it is none or leads nowhere.
+
+    Links are followed when all is extracted: what they lead to may come later in the archive.
+    """
+    content = entry
+    for _ in range(MAX_LINKS):
+        if content.kind != "symbolic link":
+            return content._replace(name=entry.name)
+        folder = posixpath.dirname(_extracted_name(content.name))
+        place = posixpath.normpath(posixpath.join(folder, content.target))
+        if place.startswith((b"/", b"../")) or place not in entries:
+            break
+        content = entries[place]
+    return entry
+
+
+def _is_plain(entry: Entry) -> bool:
+    return entry.kind == "file" and not entry.sparse
 
 
 def _extracted_name(name: bytes) -> bytes:
@@ -98,17 +123,23 @@ def read_tar_member(file: Any, start: int, length: int) -> bytes:
         Exception: what `tarfile` raises of a sparse member that is damaged.
     """
     if length < 0:
-        return _read_sparse(file, start)
+        return _read_by_header(file, start)
     _require_size(length)
     return bytes(file.read_at(length, start))
 
 
-def _read_sparse(file: Any, header: int) -> bytes:
-    """The content of the sparse member whose first header begins at byte `header`, with its holes."""
+def _read_by_header(file: Any, header: int) -> bytes:
+    """The content of the sparse member whose first header begins at byte `header`, with its holes.
+
+    Raises:
+        RejectedImageError: if it is none but a link, which was listed because it leads nowhere.
+    """
     reader = io.BufferedReader(ReadAt(file), READ_AHEAD)
     reader.seek(header)
     with tarfile.open(fileobj=reader, mode="r:") as archive:
         member = archive.next()
+        if member is not None and (member.issym() or member.islnk()):
+            raise RejectedImageError("missing", f"a link to {member.linkname}, which is not in the archive")
         content = archive.extractfile(member) if member is not None else None
         if member is None or content is None:
             raise RejectedImageError("broken container", f"byte {header}: no sparse member")
