@@ -72,7 +72,7 @@ def evaluate(job: EvaluateJob) -> EvaluateDone:
         dataset = open_dataset(stage, job.run, checkpoint, job.dataset)
         return functools.partial(_evaluate, job, checkpoint, dataset, directory, stage)
 
-    done = EVALUATE.run(job, job.run, checkpoint, prepare)
+    done = EVALUATE.run(job, job.run, checkpoint, prepare, place=job.dataset)
     for parts in directory.glob("parts-*"):
         shutil.rmtree(parts, ignore_errors=True)
     print(_table(done), flush=True)

@@ -19,7 +19,7 @@ from glo_core.sampling.config import Kind
 from glo_core.sampling.gaussian_prior import GaussianPrior
 from glo_core.sampling.generate import decode_codes, interpolate
 from glo_core.sampling.image_grid import grid, in_rows
-from pipelines.common.followup import FollowUp, newest_checkpoint, open_dataset
+from pipelines.common.followup import REMOVED, FollowUp, newest_checkpoint, open_dataset, removed_input
 from pipelines.common.records import DONE_FILE, FitPriorDone, RenderDone, read_run_record
 from pipelines.common.stage import Input, Stage, run_id_of
 from pipelines.config import RenderConfig, RenderJob
@@ -113,7 +113,7 @@ def render(job: RenderJob) -> Path:
 
         return draw
 
-    RENDER.run(job, job.run, checkpoint, prepare, {"prior": prior})
+    RENDER.run(job, job.run, checkpoint, prepare, {"prior": prior}, place=job.dataset)
     return directory
 
 
@@ -121,9 +121,14 @@ def _fitted_priors(run: Path, checkpoint: Checkpoint) -> tuple[Path, tuple[Kind,
     """The directory of the priors that are fitted to `checkpoint`, and their kinds."""
     directory = FIT_PRIOR.directory(run, checkpoint)
     record = read_run_record(directory)
-    of_checkpoint = record is not None and record.inputs.get("checkpoint") == checkpoint.digest
-    if not of_checkpoint or not (directory / DONE_FILE).exists():
+    inputs = record.inputs if record is not None and (directory / DONE_FILE).exists() else {}
+    if inputs.get("checkpoint") != checkpoint.digest:
         raise CheckpointError(
             f"{directory}: no prior is fitted to the newest checkpoint; run jobs/fit_prior.py --run {run} first"
+        )
+    removed = removed_input(run, checkpoint, None, directory)  # As `fit_prior` sees it
+    if inputs.get(REMOVED) != (removed[REMOVED].digest if removed else None):
+        raise CheckpointError(
+            f"{directory}: this prior knows images that were removed since; run jobs/fit_prior.py --run {run} first"
         )
     return directory, read_record(directory / DONE_FILE, FitPriorDone).kinds

@@ -158,6 +158,15 @@ class Dataset:
         """Every id that is removed by now, also by snapshots that came after this dataset was opened, int64 `[m]`."""
         return removed_ids(read_snapshots(self.path))
 
+    def removed_since(self) -> Int64Array:
+        """Ids that snapshots after this one have removed by now, int64 `[m]`, ascending.
+
+        Late duplicates are left out: no reader ever saw them.
+        """
+        later = read_snapshots(self.path)[len(self.snapshots) :]
+        ids = {image_id for snapshot in later for image_id in snapshot.removed if image_id not in snapshot.duplicate_of}
+        return np.array(sorted(ids), np.int64)
+
     def block_paths(self) -> list[Location]:
         """The Arrow files, in the order of ids."""
         return [self.path / "blocks" / block.name for snapshot in self.snapshots for block in snapshot.blocks]

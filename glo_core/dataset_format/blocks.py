@@ -83,7 +83,7 @@ def blanked_block(
     reader = open_block(place, config)
     published: list[bool] = []
     with contextlib.suppress(_KeepOldError), atomic_write(place) as temporary:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, reader.schema) as file:
+        with pa.OSFile(bytes(temporary), "wb") as sink, pa.ipc.new_file(sink, reader.schema) as file:
             for index in range(reader.num_record_batches):
                 file.write_batch(_blanked(reader.get_batch(index), ids))
         entry = BlockEntry(name=Location(place).name, bytes=temporary.stat().st_size, blake3=digest_file(temporary))

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Generic
 
 from glo_core.checkpoint.reader import Checkpoint
-from glo_core.checkpoint.run_dataset import dataset_of_run
+from glo_core.checkpoint.run_dataset import dataset_of_run, find_dataset
 from glo_core.common.config import Config
+from glo_core.common.digests import digest
 from glo_core.common.errors import CheckpointError, UserError
 from glo_core.common.file_lock import file_lock
 from glo_core.common.location import Location
@@ -20,6 +21,9 @@ from pipelines.common.ray_session import ray_session
 from pipelines.common.records import DONE_FILE, RUN_FILE, RunRecord, TrainDone, read_run_record
 from pipelines.common.stage import DoneT, Input, Stage, identity_of, open_stage, run_id_of
 from pipelines.common.tracking import TrackingConfig
+
+REMOVED = "removed"
+"""Name of the input that tells which images were removed since the checkpoint's snapshot"""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class FollowUp(Generic[DoneT]):
         checkpoint: Checkpoint,
         prepare: Callable[[Stage[DoneT]], Callable[[], DoneT]],
         inputs: Mapping[str, Input] | None = None,
+        *,
+        place: Location | None = None,
     ) -> DoneT:
         """What `done.json` holds: of an earlier command, or else of the work that is done now.
 
@@ -55,6 +61,7 @@ class FollowUp(Generic[DoneT]):
             prepare: opens what the work needs, and returns the work, which is called while Ray is connected. A
                 finished stage opens nothing.
             inputs: what the results depend on beside `checkpoint`, by name.
+            place: where the dataset is; None looks as `dataset_of_run` does.
 
         Raises:
             UserError: as of `open_stage`, `ray_session`, `prepare` and its work, or if MLflow does not answer at the
@@ -62,12 +69,13 @@ class FollowUp(Generic[DoneT]):
         """
         directory = self.directory(run, checkpoint)
         newest = Input(checkpoint.directory, checkpoint.digest, run_id_of(run))
+        removed = removed_input(run, checkpoint, place, directory)
         with open_stage(
             self.name,
             directory,
             root=run.parent,
             identity=identity_of(job, self.config_type),
-            inputs={"checkpoint": newest, **(inputs or {})},
+            inputs={"checkpoint": newest, **removed, **(inputs or {})},
             done_type=self.done_type,
             tracking=job,
             sets_aside=True,
@@ -102,6 +110,25 @@ def newest_checkpoint(run: Path) -> Checkpoint:
             seen,
         )
     return checkpoint
+
+
+def removed_input(run: Path, checkpoint: Checkpoint, place: Location | None, directory: Path) -> dict[str, Input]:
+    """`removed`: the ids that were removed since the snapshot of `checkpoint`; empty where none was.
+
+    Where the dataset is not at hand, it is what the record of the results in `directory` says.
+    """
+    try:
+        dataset = (
+            find_dataset(run, checkpoint.snapshot) if place is None else Dataset.open(place).at(checkpoint.snapshot)
+        )
+    except (UserError, OSError):  # The work, if any is left to do, says so.
+        dataset = None
+    if dataset is None:
+        saved = read_run_record(directory)
+        digest_then = saved.inputs.get(REMOVED) if saved else None
+        return {REMOVED: Input(Path(saved.paths[REMOVED]), digest_then, None)} if saved and digest_then else {}
+    ids = dataset.removed_since()
+    return {REMOVED: Input(dataset.path, digest(ids.astype("<i8").tobytes()).hex(), None)} if len(ids) else {}
 
 
 def open_dataset(stage: Stage[Any], run: Path, checkpoint: Checkpoint, place: Location | None) -> Dataset:

@@ -261,9 +261,9 @@ def _reaching(uri: str) -> Iterator[None]:
         raise
     except Exception as error:  # MLflow's, its database's (a full disk, a missing driver), or the network's
         if _names_remedy(error):
-            raise UserError(f"{redact(uri)}: MLflow refuses: {_one_line(error)}") from None
+            raise UserError(f"{redact(uri, uri)}: MLflow refuses: {_one_line(error)}") from None
         raise UserError(
-            f"{redact(uri)}: MLflow does not answer there ({_first_line(error)}); start the server, or set "
+            f"{redact(uri, uri)}: MLflow does not answer there ({_first_line(error)}); start the server, or set "
             "`tracking_uri` or MLFLOW_TRACKING_URI to another one"
         ) from None
     _reached.add(uri)
@@ -332,8 +332,8 @@ def _require_run_of_environment(client: Any, uri: str) -> None:
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if run_id and not _exists(client, run_id):
         raise ConfigError(
-            f"MLFLOW_RUN_ID={run_id}: {redact(uri)} has no such run; unset MLFLOW_RUN_ID, or set MLFLOW_TRACKING_URI "
-            "to the store that has it"
+            f"MLFLOW_RUN_ID={run_id}: {redact(uri, uri)} has no such run; unset MLFLOW_RUN_ID, or set "
+            "MLFLOW_TRACKING_URI to the store that has it"
         )
 
 

@@ -91,7 +91,9 @@ def commit(
 
 def _trains(snapshots: Sequence[Snapshot], images: Any) -> bool:
     """Whether a dataset with `images`, rows of the manifest, and those of `snapshots` has any to train on."""
-    return sum(snapshot.counts.train for snapshot in snapshots) > 0 or "train" in images.column("split").to_pylist()
+    return sum(snapshot.counts.train for snapshot in snapshots) > 0 or bool(
+        pc.any(pc.equal(images.column("split"), "train")).as_py()
+    )
 
 
 def write_snapshot(

@@ -78,8 +78,8 @@ def _write_part_entry(dataset: Location, block: str, entry: BlockEntry) -> None:
     file, record = open_part(dataset, name)
     table: Any = file.read()
     table = table.replace_schema_metadata(schema_metadata(dataclasses.replace(record, block=entry)))
-    with atomic_write(dataset / "manifest" / name) as temporary:
-        pq.write_table(table, temporary)
+    with atomic_write(dataset / "manifest" / name) as temporary, temporary.open("wb") as sink:
+        pq.write_table(table, sink)
 
 
 def _write_snapshot_entry(dataset: Location, snapshot: Snapshot, entry: BlockEntry) -> None:

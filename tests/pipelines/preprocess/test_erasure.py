@@ -1,5 +1,6 @@
 """Erased pixels are found nowhere on the disk; ids, digests and every other image stay as they are."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from glo_core.common.location import Location
 from pipelines.config import InspectJob
 from pipelines.inspect_dataset import inspect_dataset
 from pipelines.preprocess.config import PreprocessJob
+from pipelines.preprocess.erasure import erase_removed
 from pipelines.preprocess.job import preprocess
+from pipelines.preprocess.removal import remove_images
 from tests.helpers.paths import ROOT
 
 GOLDEN = {"resolution": 8, "channels": 3, "code_shards": 4, "holdout": 0.2}
@@ -149,3 +152,15 @@ def test_pictures_that_mlflow_has_missed_go_too(dataset: Path) -> None:
         (folder / name).write_bytes(b"")
     erase(dataset, int(Dataset.open(dataset).images().ids[0]))
     assert [path.name for path in folder.iterdir()] == ["progress.jsonl"]
+
+
+def test_erasing_below_a_path_that_is_not_utf8(dataset: Path, tmp_path: Path) -> None:
+    above = tmp_path / os.fsdecode(b"caf\xe9 \xff")
+    above.mkdir()
+    place = dataset.rename(above / "d")
+    before = pixels(place)
+    gone = min(before)
+    remove_images(Location(place), [str(gone)])
+    assert erase_removed(Location(place), lambda: None) == 1
+    assert on_disk(place, before[gone]) == []
+    assert pixels(place) == {i: image for i, image in before.items() if i != gone}
