@@ -6,7 +6,12 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from glo_core.common.errors import ConfigError
 
 HIDDEN = "***"
-_SECRET = r"key|secret|token|pass|pwd|sig|sas|credential|auth|odbc_connect"
+_SECRET = (
+    r"(?<![a-z])(?:(?:[a-z]*(?:api|access|account|secret|private|shared|ssl|sas|signing))?keys?(?:id|file)?|pass(?:word)?"
+    r"|pwd|sig|sas|auth|authorization|odbc_connect"
+    r"|[a-z]*(?:secret|token|passwd|password|passphrase|credential|signature)s?)(?![a-z])"
+)
+"""A word of an option's name that tells a secret; `_`, `-`, `.` and digits part words: `author` is none"""
 _HARMLESS = ("blob_storage_authority", "dfs_storage_authority", "credential_kind")
 """Options of pyarrow's file systems that sound like secrets"""
 _ENVIRONMENT = {
@@ -20,7 +25,9 @@ _FAMILY = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs", "az": "abfs",
 
 _IN_TEXT = (
     # user:password@, up to the last @: a password may hold a slash, which no port does.
-    (re.compile(r"(://)[^/\s@:'\"]*:(?!\d+(?:[/?#'\"\s]|$))[^\s'\"]*@"), rf"\1{HIDDEN}@"),
+    (re.compile(r"(://)[^/\s@:'\"]*:(?!\d+(?:[/?#'\"\s]|$))\S*@"), rf"\1{HIDDEN}@"),
+    # What looks like a port may begin the password of a database, whose name holds no @.
+    (re.compile(r"((?:mysql|mariadb|postgres|mssql|oracle)[\w+]*://)[^/\s@:]*:\S*@", re.IGNORECASE), rf"\1{HIDDEN}@"),
     (re.compile(r"(://)[^/\s@'\"]*@"), rf"\1{HIDDEN}@"),
     (re.compile(rf"([?&;][^=&;\s'\"]*(?:{_SECRET})[^=&;\s'\"]*=)[^&;\s'\"#]*", re.IGNORECASE), rf"\1{HIDDEN}"),
 )

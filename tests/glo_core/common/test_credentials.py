@@ -36,6 +36,15 @@ WITH_SECRET = [
     "gs://a:HUNTER2@bucket/x",
     "gs://bucket?access_token=HUNTER2",
     "postgresql://user:HUNTER2@host/db",
+    "s3://bucket/x?AWSAccessKeyId=HUNTER2",
+    "s3://bucket/x?accessToken=HUNTER2",
+    "s3://bucket/x?X-Amz-Security-Token=HUNTER2",
+    "s3://bucket/x?X-Amz-Credential=HUNTER2",
+    "https://host/x?apikey=HUNTER2",
+    "https://host/x?sslpassword=HUNTER2",
+    "https://host/x?my.pass=HUNTER2",
+    "https://host/x?auth=HUNTER2",
+    "https://host/x?client-secret=HUNTER2",
 ]
 WITHOUT = [
     "s3://bucket/a@b/c:d",
@@ -47,6 +56,8 @@ WITHOUT = [
     "hdfs://[::1]:8020/x",
     "gs://anonymous@bucket/x?retry_limit_seconds=4&project_id=x",
     "file:///x:y@z/?key=1",
+    "s3://bucket/img?author=smith.jpg",
+    "s3://bucket/img?design=1&compass=2&monkey=3",
 ]
 
 
@@ -77,6 +88,10 @@ def test_the_variables_that_are_named_are_those_of_the_store() -> None:
         ("http://TOKEN@host/x?api_key=1&y=2", "http://***@host/x?api_key=***&y=2"),
         ("'mysql+pymysql://u:p%40q@h' (http://a:b@c)", "'mysql+pymysql://***@h' (http://***@c)"),
         ("mssql+pyodbc:///?odbc_connect=DRIVER;PWD=x", "mssql+pyodbc:///?odbc_connect=***;PWD=***"),
+        ("at mysql+pymysql://user:pa'ss@host/db", "at mysql+pymysql://***@host/db"),
+        ("postgresql://user:12/34@host:5432/db", "postgresql://***@host:5432/db"),
+        ("postgresql://host:5432/db", None),
+        ("s3://bucket/img?author=smith.jpg&design=a", None),
         ("sqlite:////a/b@c.db, s3://bucket/a@b, http://h:5000/a@b", None),
     ],
 )
