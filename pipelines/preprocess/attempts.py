@@ -49,7 +49,8 @@ def begin_attempt(dataset: Location, plan: int, block: int, run: str) -> Attempt
     if count >= MAX_ATTEMPTS:
         raise DatasetError(
             f"{dataset}: the process that decodes block {block} of plan {plan} was killed {count} times, though every "
-            "image had a process of its own; if memory is short, give the machine more, and run the same command again"
+            "image and container had a process beside it; if memory is short, give the machine more, and run the same "
+            "command again"
         )
     write_bytes(mark, json.dumps({"run": run, "attempts": count + 1}).encode())
     return Attempt(mark, count + 1, earlier is not None)

@@ -1,19 +1,16 @@
 """A look at some images before there is a dataset: which resolution and how many channels suit them."""
 
 import contextlib
-import io
 import itertools
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from PIL import Image
-
 from glo_core.common.digests import DIGEST_BYTES, digest
 from glo_core.dataset_format.config import DatasetConfig
-from glo_core.dataset_format.pixels.headers import FORMATS
 from glo_core.dataset_format.rejection import RejectedImageError
-from pipelines.preprocess.containers import is_container, list_members, read_ahead, read_members
+from pipelines.preprocess.containers import is_container, read_ahead
+from pipelines.preprocess.reader_process import Look, ReaderProcess
 from pipelines.preprocess.reading import foreign_data, read_file
 from pipelines.preprocess.sources import Source, place_of
 from pipelines.preprocess.walk import list_files, no_file
@@ -53,7 +50,12 @@ def suggest_format(
     Raises:
         UserError: if a source holds no file.
     """
-    looks = [look for source in sources for look in itertools.islice(_look_at_images(source, max_bytes), SAMPLE_SIZE)]
+    with ReaderProcess() as reader:
+        looks = [
+            look
+            for source in sources
+            for look in itertools.islice(_look_at_images(source, max_bytes, reader), SAMPLE_SIZE)
+        ]
     if not looks:
         return SuggestedFormat(MAX_RESOLUTION, 3)
     sides = [min(width, height, tight_crop or width) for width, height, _ in looks]
@@ -62,19 +64,8 @@ def suggest_format(
     return SuggestedFormat(resolution, 1 if all(mode in GRAY_MODES for _, _, mode in looks) else 3)
 
 
-def _look_at_images(source: Source, max_bytes: int) -> Iterator[tuple[int, int, str]]:
-    """Width, height and mode of images of `source`: the same ones whatever the order in which its files are listed."""
-    for data in _contents(source, max_bytes):
-        try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                look = *image.size, image.mode
-        except Exception:  # No image: decoding will say why.
-            continue
-        yield look
-
-
-def _contents(source: Source, max_bytes: int) -> Iterator[bytes]:
-    """The bytes of files and members that begin like images, in the order of a hash of their paths."""
+def _look_at_images(source: Source, max_bytes: int, reader: ReaderProcess) -> Iterator[Look]:
+    """Looks at images of `source`: the same ones whatever the order in which its files are listed."""
 
     def read(path: bytes) -> bytes | None:
         try:
@@ -86,25 +77,28 @@ def _contents(source: Source, max_bytes: int) -> Iterator[bytes]:
     while chunk := list(itertools.islice(paths, FILES_AT_ONCE)):
         for path in filter(is_container, chunk):
             containers.append(path)
-            yield from _members(source, path, max_bytes, others=False)
+            yield from _members(source, path, max_bytes, reader, others=False)
         files = list(itertools.filterfalse(is_container, chunk))
-        contents = read_ahead(read, files) if source.base.remote else map(read, files)
-        yield from (data for data in contents if data)
+        for data in filter(None, read_ahead(read, files) if source.base.remote else map(read, files)):
+            with contextlib.suppress(RejectedImageError):  # No image: decoding will say why.
+                yield reader.look(data)
     for path in containers:
-        yield from _members(source, path, max_bytes, others=True)
+        yield from _members(source, path, max_bytes, reader, others=True)
 
 
-def _members(source: Source, path: bytes, max_bytes: int, *, others: bool) -> Iterator[bytes]:
-    """The bytes of `MEMBERS_AT_ONCE` members of a container, evenly spread, or of all `others`."""
+def _members(source: Source, path: bytes, max_bytes: int, reader: ReaderProcess, *, others: bool) -> Iterator[Look]:
+    """Looks at `MEMBERS_AT_ONCE` members of a container, evenly spread, or at all `others`."""
     with contextlib.suppress(RejectedImageError), foreign_data("broken container"):
         place = place_of(source.base, path)
-        members = list_members(place)
+        members = reader.list_members(place)
         step = -(-len(members.names) // MEMBERS_AT_ONCE)
         rows = [
             row for row, length in enumerate(members.lengths) if (row % step != 0) == others and length <= max_bytes
         ]
-        contents = read_members(place, [members.starts[row] for row in rows], [members.lengths[row] for row in rows])
-        yield from (data for _, data in contents if isinstance(data, bytes))
+        for first in range(0, len(rows), MEMBERS_AT_ONCE):
+            chunk = rows[first : first + MEMBERS_AT_ONCE]
+            starts, lengths = [members.starts[row] for row in chunk], [members.lengths[row] for row in chunk]
+            yield from reader.look_at_members(place, starts, lengths)
 
 
 def _paths_by_hash(source: Source) -> Iterator[bytes]:

@@ -9,7 +9,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,13 +29,16 @@ from glo_core.dataset_format.rejection import RejectedImageError
 from pipelines.common.ray_data import unregister_pickled_objects
 from pipelines.preprocess.attempts import begin_attempt
 from pipelines.preprocess.block_builder import BlockBuilder, Content, Decoder
-from pipelines.preprocess.containers import is_container, list_members, read_ahead, read_members
+from pipelines.preprocess.containers import is_container, read_ahead, read_members
 from pipelines.preprocess.decoder_process import SECONDS_PER_FILE, DecoderProcess
 from pipelines.preprocess.guards import require_base
 from pipelines.preprocess.plan import is_done, plan_path, read_plan
+from pipelines.preprocess.reader_process import ReaderProcess
 from pipelines.preprocess.reading import NotLoadedError, foreign_data, read_file
 from pipelines.preprocess.sources import place_of
 
+MemberReader = Callable[[Location, Sequence[int], Sequence[int]], Iterator[tuple[int, Content]]]
+"""Reads members of a container, as `read_members`"""
 REARMED_EVERY_S = 10.0
 """Seconds between two starts of the clock that ends a process which hangs"""
 
@@ -103,7 +106,7 @@ def _decode_block(task: PlanTask, block: int) -> TaskReport:
     with _decoder(config, in_process_of_its_own=attempt.repeated) as decoder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata.
         builder = BlockBuilder(files, config, ray.get(task.contents), decoder)
-        for row, content in _read_all(files, plan.record.sources, config.max_bytes):
+        for row, content in _read_all(files, plan.record.sources, config.max_bytes, decoder_is_apart=attempt.repeated):
             if isinstance(content, RejectedImageError) and content.reason in ("missing", "unreadable"):
                 file = files.slice(row, 1).select(["source", "path", "bytes"]).to_pylist()[0]
                 require_base(Location(plan.record.sources[file["source"]]), file["path"], was_there=file["bytes"] >= 0)
@@ -151,8 +154,22 @@ def _decoder(config: ResolvedDatasetConfig, *, in_process_of_its_own: bool) -> I
 # ---------------------------------------------------------------- reading
 
 
-def _read_all(files: Any, bases: dict[str, str], max_bytes: int) -> Iterator[tuple[int, Content]]:
-    """The bytes of every file of a row group: (row, what reading gave). Members of a container come together."""
+def _read_all(
+    files: Any, bases: dict[str, str], max_bytes: int, *, decoder_is_apart: bool
+) -> Iterator[tuple[int, Content]]:
+    """The bytes of every file of a row group: (row, what reading gave). Members of a container come together.
+
+    Args:
+        decoder_is_apart: whether containers are read in a process that may die, as images are decoded.
+    """
+    with ReaderProcess() as reader:
+        read = reader.read_members if decoder_is_apart else read_members
+        yield from _read_with(reader, read, files, bases, max_bytes)
+
+
+def _read_with(
+    reader: ReaderProcess, read_container: MemberReader, files: Any, bases: dict[str, str], max_bytes: int
+) -> Iterator[tuple[int, Content]]:
     sources, paths = files.column("source").to_pylist(), files.column("path").to_pylist()
     if files.column("member").null_count == len(files):
         members = [None] * len(files)
@@ -164,11 +181,11 @@ def _read_all(files: Any, bases: dict[str, str], max_bytes: int) -> Iterator[tup
     for row, (source, path, member) in enumerate(zip(sources, paths, members, strict=True)):
         if member is not None:
             by_container.setdefault((source, path), []).append(row)
-        elif places[source].remote or is_uri(os.fsdecode(path)):
+        elif not is_container(path) and (places[source].remote or is_uri(os.fsdecode(path))):
             remote.append(row)
         else:
-            yield row, _read(places[source], path, max_bytes)
-    read = read_ahead(lambda row: _read(places[sources[row]], paths[row], max_bytes), remote)
+            yield row, _read(reader, places[source], path, max_bytes)
+    read = read_ahead(lambda row: _read(reader, places[sources[row]], paths[row], max_bytes), remote)
     yield from zip(remote, read, strict=True)
     if by_container:
         # Both are null in the rows of files that are no members.
@@ -178,19 +195,21 @@ def _read_all(files: Any, bases: dict[str, str], max_bytes: int) -> Iterator[tup
             rows = [row for row, is_small in zip(member_rows, small, strict=True) if is_small]
             for row in sorted(set(member_rows).difference(rows)):
                 yield row, NotLoadedError("too large", f"{lengths[row]} bytes", int(lengths[row]), None)
-            for row, content in _read_container(places[source], path, rows, starts[rows], lengths[rows]):
+            for row, content in _read_container(
+                read_container, places[source], path, rows, starts[rows], lengths[rows]
+            ):
                 if isinstance(content, bytes) and len(content) > max_bytes:  # Of a table's row, only reading tells.
                     content = RejectedImageError("too large", f"{len(content)} bytes")
                 yield row, content
 
 
-def _read(base: Location, path: bytes, max_bytes: int) -> Content:
+def _read(reader: ReaderProcess, base: Location, path: bytes, max_bytes: int) -> Content:
     try:
         if is_container(path):  # Without a member, since there was none when it was listed: say why.
             with foreign_data("missing"):
                 place = place_of(base, path)
             with foreign_data("broken container"):
-                members = list_members(place)
+                members = reader.list_members(place)  # It may have ended the process that listed it.
             raise RejectedImageError("broken container", members.damage or "changed since it was listed")
         return read_file(base, path, max_bytes)
     except RejectedImageError as error:
@@ -198,13 +217,13 @@ def _read(base: Location, path: bytes, max_bytes: int) -> Content:
 
 
 def _read_container(
-    base: Location, path: bytes, rows: Sequence[int], starts: Int64Array, lengths: Int64Array
+    read: MemberReader, base: Location, path: bytes, rows: Sequence[int], starts: Int64Array, lengths: Int64Array
 ) -> Iterator[tuple[int, Content]]:
     """Members of the container at `path`: `rows`, `starts` and `lengths` have one entry for each."""
     unread = set(rows)
     try:
         with foreign_data("broken container"):
-            contents = read_members(place_of(base, path), starts.tolist(), lengths.tolist())
+            contents = read(place_of(base, path), starts.tolist(), lengths.tolist())
         while True:
             with foreign_data("broken container"):  # Around reading alone: what the caller raises is not the file's.
                 index, data = next(contents, (-1, b""))

@@ -14,8 +14,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Self
 
 import numpy as np
 
@@ -34,29 +34,31 @@ PR_SET_PDEATHSIG = 1
 """Of prctl(2)"""
 
 
-class DecoderProcess:
-    """`decode` for one policy; a process that dies is replaced."""
+class ChildProcess:
+    """Answers requests with the functions of a module; a process that dies is replaced."""
 
-    def __init__(self, config: ResolvedDatasetConfig, seconds_per_file: float = SECONDS_PER_FILE) -> None:
+    def __init__(self, module: str, greeting: bytes, seconds: float) -> None:
         """Start nothing yet.
 
         Args:
-            seconds_per_file: after which a file is rejected.
+            module: which is run; it calls `serve`.
+            greeting: its first request.
+            seconds: after which an answer is given up.
         """
-        self._config, self._seconds = config, seconds_per_file
+        self._module, self._greeting, self._seconds = module, greeting, seconds
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> "DecoderProcess":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._end()
 
-    def decode(self, data: bytes) -> Decoded:
-        """As `glo_core.dataset_format.image_decoding.decode`.
+    def request(self, data: bytes) -> tuple[dict[str, Any], bytes]:
+        """The head and the body of the answer to `data`.
 
         Raises:
-            RejectedImageError: as of `decode`, or if the process dies or takes too long.
+            RejectedImageError: that the answer tells, or if the process dies or takes too long.
             OSError: if no process can be started.
         """
         for _ in range(TRIES):
@@ -64,29 +66,25 @@ class DecoderProcess:
             with _time_limit(process, self._seconds) as expired:
                 answer = _ask(process, data)
             if answer is not None:
-                return self._decoded(*answer)
+                head, body = answer
+                if "reason" in head:
+                    raise RejectedImageError(head["reason"], head["detail"])
+                return head, body
             death = self._end()
             if expired.is_set():
                 death = f"no result after {self._seconds:g} s"
                 break
         raise RejectedImageError("kills its decoder", death)
 
-    def _decoded(self, head: dict[str, Any], body: bytes) -> Decoded:
-        if "reason" in head:
-            raise RejectedImageError(head["reason"], head["detail"])
-        side = self._config.resolution
-        pixels = np.frombuffer(body, np.uint8).reshape(side, side, self._config.channels)
-        return Decoded(pixels, head["width"], head["height"])
-
     def _start(self) -> subprocess.Popen[bytes]:
         # A worker of Ray finds this package by paths that the environment does not name.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         process = self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.preprocess.decoder_process"],
+            [sys.executable, "-m", self._module],
             env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         with _time_limit(process, START_S):
-            ready = _ask(process, json.dumps(dataclasses.asdict(self._config)).encode())
+            ready = _ask(process, self._greeting)
         if ready is None:
             raise OSError(f"a process that decodes images does not start ({self._end()})")
         return process
@@ -105,6 +103,32 @@ class DecoderProcess:
                 assert pipe is not None
                 pipe.close()
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+class DecoderProcess(ChildProcess):
+    """`decode` for one policy."""
+
+    def __init__(self, config: ResolvedDatasetConfig, seconds_per_file: float = SECONDS_PER_FILE) -> None:
+        """Start nothing yet.
+
+        Args:
+            seconds_per_file: after which a file is rejected.
+        """
+        greeting = json.dumps(dataclasses.asdict(config)).encode()
+        super().__init__("pipelines.preprocess.decoder_process", greeting, seconds_per_file)
+        self._config = config
+
+    def decode(self, data: bytes) -> Decoded:
+        """As `glo_core.dataset_format.image_decoding.decode`.
+
+        Raises:
+            RejectedImageError: as of `decode`, or if the process dies or takes too long.
+            OSError: if no process can be started.
+        """
+        head, body = self.request(data)
+        side = self._config.resolution
+        pixels = np.frombuffer(body, np.uint8).reshape(side, side, self._config.channels)
+        return Decoded(pixels, head["width"], head["height"])
 
 
 @contextlib.contextmanager
@@ -144,23 +168,36 @@ def _ask(process: subprocess.Popen[bytes], data: bytes) -> tuple[dict[str, Any],
 # ---------------------------------------------------------------- the child
 
 
-def _serve() -> None:
-    """Answer until the parent closes its end."""
+def serve(begin: Callable[[bytes], Callable[[bytes], tuple[dict[str, Any], bytes]]]) -> None:
+    """Answer until the parent closes its end.
+
+    Args:
+        begin: of the greeting makes a function that answers a request.
+    """
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Libraries may print.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError, AttributeError):  # Die with the parent, also in the midst of a file.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    config = parse_value(json.loads(_request(requests) or b"null"), ResolvedDatasetConfig)
+    answer = begin(_request(requests) or b"null")
     _answer(answers, {})
     while (data := _request(requests)) is not None:
         try:
             with foreign_data("broken"):
-                decoded = decode(data, config)
+                head, body = answer(data)
         except RejectedImageError as error:
-            _answer(answers, {"reason": error.reason, "detail": error.detail})
-        else:
-            _answer(answers, {"width": decoded.width, "height": decoded.height}, decoded.pixels.tobytes())
+            head, body = {"reason": error.reason, "detail": error.detail}, b""
+        _answer(answers, head, body)
+
+
+def _decoder(greeting: bytes) -> Callable[[bytes], tuple[dict[str, Any], bytes]]:
+    config = parse_value(json.loads(greeting), ResolvedDatasetConfig)
+
+    def answer(data: bytes) -> tuple[dict[str, Any], bytes]:
+        decoded = decode(data, config)
+        return {"width": decoded.width, "height": decoded.height}, decoded.pixels.tobytes()
+
+    return answer
 
 
 def _request(requests: Any) -> bytes | None:
@@ -175,4 +212,4 @@ def _answer(answers: Any, head: dict[str, Any], body: bytes = b"") -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    serve(_decoder)

@@ -8,15 +8,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from glo_core.common.arrays import Int64Array
-from glo_core.common.digests import digest
 from glo_core.common.location import Location
 from glo_core.dataset_format.hash_index import file_keys, halves, key_array
 from glo_core.dataset_format.rejection import RejectedImageError
-from pipelines.preprocess.containers import CONTAINER_ENDINGS, list_members, read_members
+from pipelines.preprocess.containers import CONTAINER_ENDINGS
 from pipelines.preprocess.diff_stats import NAMES_SHOWN, DiffStats, display_name
 from pipelines.preprocess.file_index import FileIndex, FileStats, content_hashes, hash_files
 from pipelines.preprocess.members import Members
 from pipelines.preprocess.outputs import require_no_output
+from pipelines.preprocess.reader_process import ReaderProcess
 from pipelines.preprocess.sources import Source, place_of
 from pipelines.preprocess.walk import Files, list_files, no_file
 
@@ -69,6 +69,7 @@ class Diff:
         self.stat_updates: list[FileStats] = []
         """Files whose bytes are the old ones under a new size or time"""
         self.stats = DiffStats()
+        self._reader = ReaderProcess()
 
     def scan(self, source: Source) -> None:
         """List the files of `source`, and compare them with the index.
@@ -76,7 +77,10 @@ class Diff:
         Raises:
             UserError: if it holds no file.
         """
-        number = self.source_numbers.setdefault(source.name, len(self.source_numbers))
+        with self._reader:
+            self._scan(source, self.source_numbers.setdefault(source.name, len(self.source_numbers)))
+
+    def _scan(self, source: Source, number: int) -> None:
         count, listed = 0, set[bytes]()
         modified, modified_keys, modified_ids = Files([], [], []), list[bytes](), list[int]()
         for files in list_files(source):
@@ -149,7 +153,7 @@ class Diff:
         path = files.paths[row]
         member_rows, previous_ids = list[int](), None
         try:
-            members = list_members(place_of(source.base, path))
+            members = self._reader.list_members(place_of(source.base, path))
             member_rows = list(range(len(members.names)))
             if in_index:
                 member_rows, previous_ids = self._changed_members(source, path, members)
@@ -185,11 +189,8 @@ class Diff:
         stored = content_hashes(self.dataset, np.array(list(ids.values()), np.int64))
         common = [row for row, name in enumerate(members.names) if name in ids]
         starts, lengths = [members.starts[row] for row in common], [members.lengths[row] for row in common]
-        current = {
-            common[index]: digest(data)
-            for index, data in read_members(place_of(source.base, path), starts, lengths)
-            if isinstance(data, bytes)
-        }
+        digests = self._reader.digests(place_of(source.base, path), starts, lengths)
+        current = {common[index]: content_hash for index, content_hash in digests.items()}
         changed = [row for row in common if current.get(row) != stored.get(ids[members.names[row]])]
         vanished = sorted(ids.keys() - set(members.names))
         self.stats += DiffStats(

@@ -12,15 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from glo_core import Dataset
+from glo_core.common.location import Location
 from glo_core.dataset_format.config import ResolvedDatasetConfig
 from glo_core.dataset_format.image_decoding import decode
 from glo_core.dataset_format.rejection import RejectedImageError
+from pipelines.preprocess.containers import list_members
 from pipelines.preprocess.decoder_process import DecoderProcess
+from pipelines.preprocess.reader_process import ReaderProcess
+from tests.helpers.nested_table import deadly_table
 from tests.helpers.paths import ROOT
 
 BUGS = """
@@ -67,9 +72,9 @@ def picture(seed: int, wish: str = "") -> bytes:
     return buffer.getvalue()
 
 
-def run_job(bugs: Path, images: Path, dataset: Path) -> subprocess.CompletedProcess[str]:
+def run_job(bugs: Path, images: Path, dataset: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "jobs.preprocess", "--input", str(images), "--dataset", str(dataset)]
-    command += ["--resolution", "16", "--channels", "1"]  # A look at the images would happen in the job itself.
+    command += options
     environment = os.environ | {"PYTHONPATH": f"{bugs}{os.pathsep}{ROOT}"}
     return subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, cwd=ROOT)
 
@@ -98,6 +103,34 @@ def test_a_file_that_kills_its_task_is_rejected_and_nothing_else(bugs: Path, tmp
     assert all(row["content_hash"] for row in table)
     assert len(Dataset.open(tmp_path / "d").images().ids) == 20
     assert [path.name for path in (tmp_path / "d" / "blocks").iterdir()] == ["000001-00000.arrow"]
+
+
+def test_a_table_that_kills_its_reader_is_listed_and_rejected(bugs: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(3):
+        (images / f"{number}.png").write_bytes(picture(number))
+    (images / "deadly.parquet").write_bytes(deadly_table())
+    members = pa.table({"image": [picture(10), picture(11, "please SIGKILL"), picture(12)]})
+    pq.write_table(members, images / "members.parquet")
+    done = run_job(bugs, images, tmp_path / "d")
+    assert done.returncode == 0, done.stderr[-2000:]
+    table = pq.read_table(tmp_path / "d" / "manifest" / "000001-00000.parquet").to_pylist()
+    rejected = {(row["path"], row["member"]): row["reason"] for row in table if row["status"] == "rejected"}
+    assert rejected == {(b"deadly.parquet", None): "kills its decoder", (b"members.parquet", b"1"): "kills its decoder"}
+    assert len(Dataset.open(tmp_path / "d").images().ids) == 5
+
+
+def test_members_are_read_beside_a_task_that_died(tmp_path: Path) -> None:
+    place = Location(tmp_path / "x.parquet")
+    names = [picture(seed) for seed in range(100)]
+    pq.write_table(pa.table({"image": names}), tmp_path / "x.parquet")
+    with ReaderProcess() as process:
+        members = process.list_members(place)
+        assert members == list_members(place)
+        rows = list(range(99, -1, -3))
+        contents = dict(process.read_members(place, rows, [-1] * len(rows)))
+    assert contents == {index: names[row] for index, row in enumerate(rows)}
 
 
 @pytest.mark.slow

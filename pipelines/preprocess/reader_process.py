@@ -1,0 +1,148 @@
+"""Containers are listed, and images looked at, in a process beside the driver: a file that ends it costs nothing else.
+
+Requests are pickled, since the driver is trusted. Answers are JSON: nothing that comes from the child is unpickled.
+"""
+
+import io
+import json
+import os
+import pickle
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from PIL import Image
+
+from glo_core.common.digests import digest
+from glo_core.common.location import Location
+from glo_core.dataset_format.pixels.headers import FORMATS
+from glo_core.dataset_format.rejection import RejectedImageError
+from pipelines.preprocess.containers import list_members, read_members
+from pipelines.preprocess.decoder_process import ChildProcess, serve
+from pipelines.preprocess.members import Content, Members
+
+READ_AT_ONCE, ANSWER_BYTES = 32, 32 << 20
+"""Members that are asked for at once, and bytes after which an answer ends"""
+Look = tuple[int, int, str]
+"""Width, height and mode of an image"""
+
+
+class ReaderProcess(ChildProcess):
+    """Reads foreign files for the driver. Every method raises `RejectedImageError` of a file that ends the process."""
+
+    def __init__(self) -> None:
+        """Start nothing yet. There is no time limit: a listing takes as long as the container is large."""
+        super().__init__("pipelines.preprocess.reader_process", b"", threading.TIMEOUT_MAX)
+
+    def look(self, data: bytes) -> Look:
+        """What the header of an image says."""
+        return _as_look(self._ask_for("look", data))
+
+    def list_members(self, place: Location) -> Members:
+        """As `pipelines.preprocess.containers.list_members`."""
+        names, starts, lengths, labels, damage = self._ask_for("list", place)
+        return Members([os.fsencode(name) for name in names], starts, lengths, labels, damage)
+
+    def look_at_members(self, place: Location, starts: Sequence[int], lengths: Sequence[int]) -> list[Look]:
+        """What the headers of those members say that are images."""
+        return [_as_look(look) for look in self._ask_for("look at members", place, list(starts), list(lengths))]
+
+    def digests(self, place: Location, starts: Sequence[int], lengths: Sequence[int]) -> dict[int, bytes]:
+        """The BLAKE3-128 of each member that can be read, by its index into `starts`."""
+        answer = self._ask_for("digests", place, list(starts), list(lengths))
+        return {index: bytes.fromhex(text) for index, text in answer}
+
+    def read_members(
+        self, place: Location, starts: Sequence[int], lengths: Sequence[int]
+    ) -> Iterator[tuple[int, Content]]:
+        """As `pipelines.preprocess.containers.read_members`, but of a member that ends the process a rejection."""
+        pending, at_once = sorted(range(len(starts)), key=starts.__getitem__), READ_AT_ONCE
+        while pending:
+            chunk = pending[:at_once]
+            places = [starts[index] for index in chunk], [lengths[index] for index in chunk]
+            try:
+                head, body = self.request(pickle.dumps(("read", (place, *places))))
+            except RejectedImageError as error:
+                if len(chunk) > 1 and error.reason == "kills its decoder":
+                    at_once = 1  # One of them did.
+                    continue
+                yield from ((index, error) for index in chunk)
+                pending = pending[len(chunk) :]
+                continue
+            first = 0
+            for number, result in head["results"]:
+                content: Content = (
+                    body[first : first + result] if isinstance(result, int) else RejectedImageError(*result)
+                )
+                first += result if isinstance(result, int) else 0
+                yield chunk[number], content
+            pending = pending[len(head["results"]) :]
+
+    def _ask_for(self, name: str, *arguments: Any) -> Any:
+        return json.loads(self.request(pickle.dumps((name, arguments)))[1])
+
+
+def _as_look(values: Any) -> Look:
+    width, height, mode = values
+    return int(width), int(height), str(mode)
+
+
+# ---------------------------------------------------------------- the child
+
+
+def _look(data: bytes) -> Look:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return *image.size, image.mode
+
+
+def _list(place: Location) -> Any:
+    names, *others = list_members(place)
+    return [[os.fsdecode(name) for name in names], *others]
+
+
+def _look_at_members(place: Location, starts: list[int], lengths: list[int]) -> list[Look]:
+    looks = []
+    for _, data in read_members(place, starts, lengths):
+        try:
+            looks += [_look(data)] if isinstance(data, bytes) else []
+        except Exception:  # No image: decoding will say why.
+            continue
+    return looks
+
+
+def _digests(place: Location, starts: list[int], lengths: list[int]) -> list[tuple[int, str]]:
+    contents = read_members(place, starts, lengths)
+    return [(index, digest(data).hex()) for index, data in contents if not isinstance(data, RejectedImageError)]
+
+
+def _read(place: Location, starts: list[int], lengths: list[int]) -> tuple[dict[str, Any], bytes]:
+    """The first of the members, which are in order, up to `ANSWER_BYTES`; at least one."""
+    results, body = list[Any](), b""
+    for index, content in read_members(place, starts, lengths):
+        results.append((index, len(content) if isinstance(content, bytes) else (content.reason, content.detail)))
+        body += content if isinstance(content, bytes) else b""
+        if len(body) > ANSWER_BYTES:
+            break
+    return {"results": results}, body
+
+
+_SERVICES: dict[str, Callable[..., Any]] = {
+    "look": _look,
+    "list": _list,
+    "look at members": _look_at_members,
+    "digests": _digests,
+}
+
+
+def _begin(greeting: bytes) -> Callable[[bytes], tuple[dict[str, Any], bytes]]:
+    def answer(data: bytes) -> tuple[dict[str, Any], bytes]:
+        name, arguments = pickle.loads(data)
+        if name == "read":
+            return _read(*arguments)
+        return {}, json.dumps(_SERVICES[name](*arguments)).encode()
+
+    return answer
+
+
+if __name__ == "__main__":
+    serve(_begin)
