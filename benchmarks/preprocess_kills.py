@@ -133,6 +133,9 @@ def kill_one(
     wait_for_start(dataset, job)
     time.sleep(after)
     workers = task_processes(head) if worker else []
+    while worker and not workers and job.poll() is None:  # No task runs yet.
+        time.sleep(0.05)
+        workers = task_processes(head)
     blocks = len(list((dataset / "blocks").glob("0*"))) if (dataset / "blocks").exists() else 0
     if workers:
         workers[0].kill()
