@@ -5,9 +5,7 @@ row group of the plan -> bytes (read once) -> content hash -> pixels -> blocks/N
 
 import contextlib
 import faulthandler
-import math
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -39,8 +37,6 @@ from pipelines.preprocess.sources import place_of
 
 MemberReader = Callable[[Location, Sequence[int], Sequence[int]], Iterator[tuple[int, Content]]]
 """Reads members of a container, as `read_members`"""
-REARMED_EVERY_S = 10.0
-"""Seconds between two starts of the clock that ends a process which hangs"""
 
 
 class TaskReport(NamedTuple):
@@ -133,22 +129,17 @@ def _decoder(config: ResolvedDatasetConfig, *, in_process_of_its_own: bool) -> I
             yield process.decode
         return
 
-    armed = -math.inf
-
     def decode_here(data: bytes) -> Decoded:
-        nonlocal armed
-        now = time.monotonic()
-        if now - armed > REARMED_EVERY_S:  # It takes 50 us.
-            # The time limit ends the process, and the next attempt finds out which file it was.
-            faulthandler.dump_traceback_later(SECONDS_PER_FILE, exit=True, file=2)
-            armed = now
-        with foreign_data("broken"):
-            return decode(data, config)
+        # The time limit ends the process, and the next attempt finds out which file it was. Reading, which may be
+        # slow, does not count: the clock runs in here alone.
+        faulthandler.dump_traceback_later(SECONDS_PER_FILE, exit=True, file=2)
+        try:
+            with foreign_data("broken"):
+                return decode(data, config)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
-    try:
-        yield decode_here
-    finally:
-        faulthandler.cancel_dump_traceback_later()
+    yield decode_here
 
 
 # ---------------------------------------------------------------- reading

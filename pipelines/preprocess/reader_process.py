@@ -15,7 +15,8 @@ from PIL import Image
 
 from glo_core.common.digests import digest
 from glo_core.common.location import Location
-from glo_core.dataset_format.pixels.headers import FORMATS
+from glo_core.dataset_format.pixels.headers import format_of
+from glo_core.dataset_format.pixels.tiff_tags import is_raw_camera_file
 from glo_core.dataset_format.rejection import RejectedImageError
 from pipelines.preprocess.containers import list_members, read_members
 from pipelines.preprocess.decoder_process import ChildProcess, serve
@@ -91,7 +92,10 @@ def _as_look(values: Any) -> Look:
 
 
 def _look(data: bytes) -> Look:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    kind = format_of(data)
+    if kind is None or (kind == "TIFF" and is_raw_camera_file(data)):  # As in decoding
+        raise RejectedImageError("unknown format")
+    with Image.open(io.BytesIO(data), formats=(kind,)) as image:
         return *image.size, image.mode
 
 

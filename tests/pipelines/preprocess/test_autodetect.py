@@ -5,6 +5,7 @@ import os
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -14,6 +15,7 @@ from glo_core.common.location import Location
 from pipelines.preprocess.autodetect import SuggestedFormat, _paths_by_hash, suggest_format
 from pipelines.preprocess.reading import read_file
 from pipelines.preprocess.sources import find_sources
+from tests.helpers.encode_images import ramps, tiff
 
 
 def write(folder: Path, *sizes: tuple[int, int], mode: str = "RGB") -> Path:
@@ -106,3 +108,13 @@ def test_every_member_of_a_small_tar_is_looked_at(tmp_path: Path) -> None:
             info.size = len(data.getvalue())
             tar.addfile(info, io.BytesIO(data.getvalue()))
     assert suggested(tmp_path / "a.tar") == (16, 3)
+
+
+def test_thumbnails_of_raw_camera_files_do_not_count(tmp_path: Path) -> None:
+    write(tmp_path, *[(64, 64)] * 5, mode="L")
+    thumbnail = ramps(3, 255)[:16, :24].astype(np.int64)
+    for number in range(9):
+        raw = tiff(thumbnail, 8, 2, tags={254: ("I", [1]), 50706: ("B", [1, 4, 0, 0])})
+        (tmp_path / f"{number}.dng").write_bytes(raw)
+        (tmp_path / f"{number}.cr2").write_bytes(raw[:8] + b"CR\x02\0" + raw[12:])
+    assert suggested(tmp_path) == (64, 1)

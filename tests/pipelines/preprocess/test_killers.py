@@ -182,3 +182,23 @@ def test_a_file_that_hangs_is_rejected_after_a_time(
         with pytest.raises(RejectedImageError, match=r"kills its decoder: SIGKILL"):
             process.decode(picture(1, "please SIGKILL"))
         np.testing.assert_array_equal(process.decode(picture(0)).pixels, first.pixels)
+
+
+def test_the_time_between_two_files_is_no_hang() -> None:
+    script = """
+import io, time
+from PIL import Image
+from glo_core.dataset_format.config import ResolvedDatasetConfig
+from pipelines.preprocess import decode_task
+
+decode_task.SECONDS_PER_FILE = 4
+data = io.BytesIO()
+Image.new("L", (16, 16)).save(data, "PNG")
+with decode_task._decoder(ResolvedDatasetConfig(resolution=16, channels=1), in_process_of_its_own=False) as decode:
+    decode(data.getvalue())
+    time.sleep(6)
+    decode(data.getvalue())
+print("alive")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, cwd=ROOT)
+    assert done.stdout == "alive\n", done.stderr[-2000:]
