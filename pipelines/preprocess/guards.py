@@ -3,7 +3,6 @@
 import os
 import socket
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,9 +115,10 @@ def require_base(base: Location, path: bytes, *, was_there: bool) -> None:
     text = os.fsdecode(path)
     if is_uri(text):
         return
-    folder = Location(Path(text).parent) if text.startswith("/") else base
-    # A line of a list may be wrong from the start; what was listed a moment ago was there.
-    if (was_there or folder is base) and not _holds_files(folder):
+    # A line of a list may be wrong from the start; what was listed a moment ago was there, and so was its folder, which
+    # may be on a mount of its own.
+    folder = place_of(base, path).parent if was_there and base.path is not None else base
+    if (was_there or not text.startswith("/")) and not _holds_files(folder):
         raise UserError(
             f"{folder}: not there, or empty, on {socket.gethostname()}, where an input was listed; mount it and run "
             "the same command again, it goes on from what is finished (or give `discard_plan`)"

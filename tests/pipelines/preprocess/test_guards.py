@@ -16,6 +16,7 @@ from glo_core.dataset_format.snapshots import read_snapshots
 from pipelines.config import InspectJob
 from pipelines.inspect_dataset import inspect_dataset
 from pipelines.preprocess.decode_task import PlanTask, decode_block
+from pipelines.preprocess.guards import require_base
 from pipelines.preprocess.plan import make_plan
 from tests.helpers.preprocess_small import preprocess_small
 from tests.helpers.write_images import write_images
@@ -188,6 +189,17 @@ def test_a_file_that_goes_between_listing_and_reading_is_a_rejection(photos: Pat
     (photos / "later" / "a" / "0000.png").unlink()
     summary = preprocess_small(dataset, photos)
     assert (summary["train"], summary["reasons"]) == (5, {"missing": 1})
+
+
+def test_a_mount_below_the_base_is_looked_at_too(tmp_path: Path) -> None:
+    write_images(tmp_path / "local", 2, seed=0)
+    (tmp_path / "nas").mkdir()
+    base = Location(tmp_path)
+    for path in (b"nas/b.png", b"gone/deep/b.png", bytes(tmp_path / "nas" / "b.png")):
+        with pytest.raises(UserError, match=r"/(nas|gone/deep): not there, or empty, on "):
+            require_base(base, path, was_there=True)
+        require_base(base, path, was_there=False)  # A line that was wrong from the start
+    require_base(base, b"local/a/gone.png", was_there=True)
 
 
 def test_a_real_mount_that_is_taken_away(tmp_path: Path) -> None:
