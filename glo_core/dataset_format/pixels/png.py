@@ -40,7 +40,7 @@ class _Chunks:
     transparency: bytes = b""
     profile: bytes = b""
     exif: bytes = b""
-    picture: list[bytes] = field(default_factory=list)
+    picture: list[memoryview] = field(default_factory=list)
     """The chunks that make up the picture, whole"""
 
     @property
@@ -73,7 +73,8 @@ def open_png(data: bytes, policy: ResolvedDatasetConfig) -> Raster:
     check_size(width, height, policy)
     pixel = 4.0 * (1 + (depth == 16 and kind == _RGB and bool(chunks.transparency)))
     pixel = _BYTES.get(kind, pixel) * (1 + (depth == 16 and kind == _GRAY))
-    check_memory(width, height, width * height * pixel, policy)
+    # The data are in memory twice: as the file, and as the chunks of the picture.
+    check_memory(width, height, width * height * pixel + len(data) + sum(map(len, chunks.picture)), policy)
     picture = b"".join((_SIGNATURE, *chunks.picture))
     image = open_picture(picture, "PNG")
     require_size(image.size, (width, height))
@@ -115,7 +116,7 @@ def _read_chunks(data: bytes, checked: bool) -> _Chunks:
                 and zlib.crc32(data[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big")
             ):
                 raise RejectedImageError("broken", f"chunk {name.decode()} is damaged")
-            chunks.picture.append(data[start:end])
+            chunks.picture.append(memoryview(data)[start:end])
         if name == b"IHDR":
             chunks.header = body
         elif name == b"PLTE":

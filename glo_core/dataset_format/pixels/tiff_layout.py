@@ -10,6 +10,8 @@ from glo_core.dataset_format.pixels.tiff_tags import Directory
 from glo_core.dataset_format.rejection import RejectedImageError
 
 UNCOMPRESSED = 1
+_MAX_PARTS = 1 << 20
+"""Strips and tiles of a picture: more than one row each of 16 planes of 65,536 rows"""
 _LONG = 4
 _GRAY = 1
 _Entry = tuple[int, int, bytes]
@@ -80,16 +82,22 @@ def read_layout(directory: Directory) -> Layout:
     tile = (directory.value(tags.TILE_WIDTH, 0), directory.value(tags.TILE_HEIGHT, 0)) if tiled else None
     if tile is not None and (min(tile) < 1 or tile[0] > width + 65536 or tile[1] > height + 65536):
         raise RejectedImageError("broken", f"tiles of {tile[0]} x {tile[1]}")
+    rows_per_strip = max(min(directory.value(tags.ROWS_PER_STRIP, height), height), 1)
+    separate = directory.value(tags.PLANAR, 1) == 2 and samples > 1
+    parts = -(-height // (tile[1] if tile else rows_per_strip)) * (-(-width // tile[0]) if tile else 1)
+    parts *= samples if separate else 1
+    if parts > _MAX_PARTS:
+        raise RejectedImageError("broken", f"{parts} strips or tiles")
     return Layout(
         width=width,
         height=height,
         samples=samples,
         bits=bits[0],
         tile=tile,
-        rows_per_strip=max(min(directory.value(tags.ROWS_PER_STRIP, height), height), 1),
-        separate=directory.value(tags.PLANAR, 1) == 2 and samples > 1,
-        offsets=directory.values(tags.TILE_OFFSETS if tiled else tags.STRIP_OFFSETS),
-        counts=directory.values(tags.TILE_BYTES if tiled else tags.STRIP_BYTES),
+        rows_per_strip=rows_per_strip,
+        separate=separate,
+        offsets=directory.values(tags.TILE_OFFSETS if tiled else tags.STRIP_OFFSETS, parts),
+        counts=directory.values(tags.TILE_BYTES if tiled else tags.STRIP_BYTES, parts),
         compression=directory.value(tags.COMPRESSION, UNCOMPRESSED),
     )
 

@@ -18,6 +18,8 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 """Bytes of a value by TIFF's number of its type"""
 _INTEGERS = {1: "u1", 3: "u2", 4: "u4", 6: "i1", 8: "i2", 9: "i4", 13: "u4", 16: "u8", 17: "i8", 18: "u8"}
 _MAX_DIRECTORIES = 32
+MAX_VALUES = 3 << 16
+"""Of a tag that is no place of strips: the palette of 16 bits"""
 
 _SENSOR_COLORS = frozenset({32803, 34892})
 """Photometric interpretations of raw sensors: a color filter array, and linear raw"""
@@ -43,15 +45,18 @@ class Directory:
         size = _SIZES.get(kind, 0) * count
         return self.data[start : start + size] if start + size <= len(self.data) else b""
 
-    def values(self, tag: int) -> tuple[int, ...]:
-        """The integers of a tag; () where it is missing, malformed or of another type."""
-        kind = self.entries.get(tag, (0, 0, 0))[0]
-        raw = self.raw(tag) if kind in _INTEGERS else b""
+    def values(self, tag: int, most: int = MAX_VALUES) -> tuple[int, ...]:
+        """The first integers of a tag, at most `most`; () where it is missing, malformed or of another type."""
+        kind, count, start = self.entries.get(tag, (0, 0, 0))
+        size = _SIZES.get(kind, 0)
+        if kind not in _INTEGERS or start + size * count > len(self.data):
+            return ()
+        raw = memoryview(self.data)[start : start + size * min(count, most)]
         return tuple(np.frombuffer(raw, self.order + _INTEGERS[kind]).tolist()) if raw else ()
 
     def value(self, tag: int, default: int) -> int:
         """The first integer of a tag, or `default`."""
-        values = self.values(tag)
+        values = self.values(tag, 1)
         return values[0] if values else default
 
 

@@ -1,6 +1,7 @@
 """Files whose header is not the one that a decoder goes by: what was checked is what is decoded."""
 
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -63,3 +64,14 @@ def test_of_a_width_that_is_stated_twice_in_a_tiff_the_checked_one_is_decoded() 
             assert decode(moved, POLICY).pixels.max() == 128
         else:
             assert rejection(moved).startswith("broken: ")
+
+
+def test_of_a_tag_that_claims_many_strips_only_those_of_the_picture_are_read() -> None:
+    many = 1_000_000
+    data = tiff(np.full((16, 16, 1), 128), 8, 1, tags={279: ("I", [256] * many)})
+    tracemalloc.start()
+    shown = decode(data, POLICY).pixels
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert shown.max() == 128
+    assert peak < 4 * many
