@@ -23,6 +23,8 @@ BATCH_BYTES, BATCH_ROWS, LABEL_ROWS = 16 << 20, 32, 4096
 """Of values that are in memory at once: bytes, though always one value, and rows at most"""
 MAX_PAGE_BYTES, MAX_LABEL_PAGE_BYTES = 224 << 20, 32 << 20
 """Bytes of a page, decompressed: a page of images may be in memory four times, as a dictionary of one value"""
+MAX_STORED_PAGE_BYTES = 1 << 30
+"""Bytes of a page of images that are really in the file: photographs hardly shrink, and one page may hold hundreds"""
 LABEL_LENGTH = 256
 """Characters of a label that are kept"""
 SPARE_ROWS = 1 << 20
@@ -104,7 +106,7 @@ def _read_group(source: Any, file: Any, column: Column, group: int, rows: Sequen
     """The images in `rows` (ascending) of a row group; where one cannot be read, it and those behind it cannot."""
     done, first = 0, 0
     try:
-        readable, largest = _readable(_pages(source, file, column, group), MAX_PAGE_BYTES)
+        readable, largest = _readable(_pages(source, file, column, group), MAX_PAGE_BYTES, MAX_STORED_PAGE_BYTES)
         for values in _batches(file, column, group, _rows_at_once(largest, BATCH_ROWS)):
             while done < len(rows) and rows[done] < first + len(values):
                 yield values[rows[done] - first].as_py() or b""
@@ -143,7 +145,7 @@ def _pages(source: Any, file: Any, column: Column, group: int) -> list[Page]:
     return [page for chunk in held for page in pages(source, chunk)]
 
 
-def _readable(group: Sequence[Page], most_bytes: int) -> tuple[int | None, int]:
+def _readable(group: Sequence[Page], most_bytes: int, most_stored: int = 0) -> tuple[int | None, int]:
     """How many rows lie before a page that is larger than `most_bytes`, None for all; and the largest page of these.
 
     Raises:
@@ -151,12 +153,17 @@ def _readable(group: Sequence[Page], most_bytes: int) -> tuple[int | None, int]:
     """
     rows, largest = 0, 0
     for page in group:
-        if page.bytes > most_bytes:
+        if page.bytes > most_bytes and not _is_stored(page, most_stored):
             if not rows:
                 raise RejectedImageError("too large", f"a page of {page.bytes} bytes")
             return rows, most_bytes
         rows, largest = rows + (0 if page.is_dictionary else page.values), max(largest, page.bytes)
     return None, largest
+
+
+def _is_stored(page: Page, most_bytes: int) -> bool:
+    """Whether a page takes about as much of the file as of memory, so that no small file becomes a large page."""
+    return not page.is_dictionary and page.bytes <= min(2 * page.stored, most_bytes)
 
 
 def _rows_at_once(largest: int, most_rows: int) -> int:
@@ -169,7 +176,7 @@ def _beginnings(source: Any, file: Any, column: Column, count: int = 16) -> list
     values, rows = list[bytes](), 0
     try:
         for group in range(file.metadata.num_row_groups):
-            _, largest = _readable(_pages(source, file, column, group), MAX_PAGE_BYTES)
+            _, largest = _readable(_pages(source, file, column, group), MAX_PAGE_BYTES, MAX_STORED_PAGE_BYTES)
             for batch in _batches(file, column, group, _rows_at_once(largest, count)):
                 values += pc.binary_slice(batch.drop_null(), 0, HEAD_BYTES).to_pylist()
                 rows += len(batch)

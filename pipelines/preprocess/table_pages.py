@@ -23,6 +23,8 @@ class Page(NamedTuple):
     is_dictionary: bool
     bytes: int
     """When it is decompressed"""
+    stored: int
+    """Bytes in the file"""
     values: int
     """Rows, or entries of a dictionary"""
 
@@ -44,7 +46,7 @@ def pages(source: Any, column: Any) -> Iterator[Page]:
     rows = 0
     while offset < end and rows < column.num_values:
         header = _header(source, offset, end)
-        page = Page(header.type == DICTIONARY_PAGE, header.uncompressed, header.values)
+        page = Page(header.type == DICTIONARY_PAGE, header.uncompressed, header.compressed, header.values)
         yield page
         rows += 0 if page.is_dictionary else page.values
         offset += header.length + header.compressed

@@ -603,6 +603,17 @@ def _rows_that_share_an_image() -> Any:
     return pa.table({"image": image, "other": [b"0"] * 32})
 
 
+def test_hundreds_of_photos_in_one_page_are_read(tmp_path: Path) -> None:
+    """Of row groups of 100 to 1,000 large photos, as published tables have them: pyarrow puts them into one page."""
+    noise = np.random.default_rng(0).bytes(1 << 20)
+    images = [png(seed) + noise for seed in range(250)]
+    pq.write_table(pa.table({"image": images}), tmp_path / "x.parquet", use_dictionary=False)
+    place = Location(tmp_path / "x.parquet")
+    members = list_members(place)
+    sizes = [len(content) for _, content in read_members(place, members.starts, members.lengths)]  # type: ignore[arg-type]
+    assert sizes == [len(image) for image in images]
+
+
 @pytest.mark.parametrize(
     ("table", "rows", "listing", "reading", "gives"),
     [
