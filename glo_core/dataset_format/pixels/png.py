@@ -100,7 +100,8 @@ def open_png(data: bytes, policy: ResolvedDatasetConfig) -> Raster:
 def _read_chunks(data: bytes, checked: bool) -> _Chunks:
     chunks, has_pixels = _Chunks(), False
     for name, start, end in _walk(data):
-        body = data[start + 8 : end - 4]
+        # The pixels are not copied: they may be as large as memory allows.
+        body = b"" if name == b"IDAT" else data[start + 8 : end - 4]
         if name in (b"PLTE", b"tRNS") and (has_pixels or not chunks.fits(name, body)):
             continue
         has_pixels |= name == b"IDAT"
@@ -113,7 +114,7 @@ def _read_chunks(data: bytes, checked: bool) -> _Chunks:
             if (
                 checked
                 and whole
-                and zlib.crc32(data[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big")
+                and zlib.crc32(memoryview(data)[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big")
             ):
                 raise RejectedImageError("broken", f"chunk {name.decode()} is damaged")
             chunks.picture.append(memoryview(data)[start:end])
