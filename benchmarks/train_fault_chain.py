@@ -66,7 +66,7 @@ class Chain:
         flags = [
             "--dataset", self.scratch / "dataset", "--run", self.run, "--images", self.target, "--batch-size", BATCH,
             "--code.dim", 8, "--precision", "float64", "--device", "cpu", "--workers", 2, "--cpus-per-worker", 1,
-            "--decoder.filters", 128, 64, "--intervals.report", 160, "--intervals.checkpoint", EVERY,
+            "--decoder.filters", 256, 128, "--intervals.report", 160, "--intervals.checkpoint", EVERY,
             "--max-failures", 100, "--tracking-uri", f"http://127.0.0.1:{self.port}",
         ]  # fmt: skip
         environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
