@@ -34,8 +34,8 @@ from benchmarks.train_efficiency import random_dataset
 from glo_core.checkpoint.layout import committed_checkpoints
 from glo_core.dataset_format.config import ResolvedDatasetConfig
 
-BATCH, EVERY, DISK_BYTES = 32, 1_000, 512 << 20
-PATIENCE_S = 300
+BATCH, EVERY, DISK_BYTES = 32, 500, 512 << 20
+PATIENCE_S = 900
 RTOL = 1e-9
 
 
@@ -271,7 +271,7 @@ def main() -> None:
     scratch = Path(tempfile.mkdtemp(prefix="glo"))
     random_dataset(scratch / "dataset", ResolvedDatasetConfig(resolution=16, channels=1), images=2000)
     # A fault strikes within 1.4 intervals, and training goes on for some while MLflow's server starts.
-    target = (3 * options.faults + 10) * EVERY
+    target = (6 * options.faults + 20) * EVERY
     library = compiled(scratch)
     with small_disk(scratch / "disk", DISK_BYTES) as mounted, contextlib.ExitStack() as closing:
         kinds = [k for k in options.only if (k != "disk" or mounted) and (k != "eio" or library is not None)]
