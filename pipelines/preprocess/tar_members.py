@@ -27,7 +27,7 @@ COMPRESSED = {
 def list_tar(file: Any) -> Members:
     """The images of an uncompressed tar: of one name twice the last counts, and a link is what it leads to.
 
-    A link that leads to nothing, or out of the archive, is listed too; reading it says that the image is missing.
+    A link that leads to nothing, or out of the archive, is listed too; reading it says so.
 
     Args:
         file: a seekable `pyarrow.NativeFile`.
@@ -139,7 +139,7 @@ def _read_by_header(file: Any, header: int) -> bytes:
     with tarfile.open(fileobj=reader, mode="r:") as archive:
         member = archive.next()
         if member is not None and (member.issym() or member.islnk()):
-            raise RejectedImageError("missing", f"a link to {member.linkname}, which is not in the archive")
+            raise RejectedImageError("irregular", f"a link to {member.linkname}, which is not in the archive")
         content = archive.extractfile(member) if member is not None else None
         if member is None or content is None:
             raise RejectedImageError("broken container", f"byte {header}: no sparse member")
