@@ -235,7 +235,8 @@ class Location:
             self._path.unlink(missing_ok=True)
         elif self.exists():
             fs, path = self.file_system()
-            fs.delete_file(path)
+            with contextlib.suppress(FileNotFoundError):  # Somebody else has deleted it since.
+                fs.delete_file(path)
 
     # ---------------------------------------------------------------- file systems
 

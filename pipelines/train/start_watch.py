@@ -51,10 +51,7 @@ class StartWatch:
             return f"{waiting}: they have their place, and their processes have not started"
         free, total = ray.available_resources(), ray.cluster_resources()
         amounts = [f"{free.get(name, 0):g} of {total.get(name, 0):g} {name}(s)" for name in self.resources]
-        line = f"{waiting}; free are {' and '.join(amounts)}"
-        if all(free.get(name, 0) >= total.get(name, 0) for name in self.resources):
-            return f"{line}: Ray is starting"
-        return f"{line}: another job may use the rest, or nodes are to come"
+        return f"{waiting}; free are {' and '.join(amounts)}: another job may use the rest, or nodes are to come"
 
 
 def _worker_states() -> set[str]:
