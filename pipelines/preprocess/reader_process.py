@@ -1,12 +1,11 @@
 """Containers are listed, and images looked at, in a process beside the driver: a file that ends it costs nothing else.
 
-Requests are pickled, since the driver is trusted. Answers are JSON: nothing that comes from the child is unpickled.
+A request is a line of JSON, the name of a function and its arguments, and bytes behind it. Answers are JSON too.
 """
 
 import io
 import json
 import os
-import pickle
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -37,7 +36,7 @@ class ReaderProcess(ChildProcess):
 
     def look(self, data: bytes) -> Look:
         """What the header of an image says."""
-        return _as_look(self._ask_for("look", data))
+        return _as_look(self._ask_for("look", body=data))
 
     def list_members(self, place: Location) -> Members:
         """As `pipelines.preprocess.containers.list_members`."""
@@ -46,11 +45,11 @@ class ReaderProcess(ChildProcess):
 
     def look_at_members(self, place: Location, starts: Sequence[int], lengths: Sequence[int]) -> list[Look]:
         """What the headers of those members say that are images."""
-        return [_as_look(look) for look in self._ask_for("look at members", place, list(starts), list(lengths))]
+        return [_as_look(look) for look in self._ask_for("look at members", place, starts, lengths)]
 
     def digests(self, place: Location, starts: Sequence[int], lengths: Sequence[int]) -> dict[int, bytes]:
         """The BLAKE3-128 of each member that can be read, by its index into `starts`."""
-        answer = self._ask_for("digests", place, list(starts), list(lengths))
+        answer = self._ask_for("digests", place, starts, lengths)
         return {index: bytes.fromhex(text) for index, text in answer}
 
     def read_members(
@@ -62,7 +61,7 @@ class ReaderProcess(ChildProcess):
             chunk = pending[:at_once]
             places = [starts[index] for index in chunk], [lengths[index] for index in chunk]
             try:
-                head, body = self.request(pickle.dumps(("read", (place, *places))))
+                head, body = self.request(_packed("read", place, *places))
             except RejectedImageError as error:
                 if len(chunk) > 1 and error.reason == "kills its decoder":
                     at_once = 1  # One of them did.
@@ -79,8 +78,14 @@ class ReaderProcess(ChildProcess):
                 yield chunk[number], content
             pending = pending[len(head["results"]) :]
 
-    def _ask_for(self, name: str, *arguments: Any) -> Any:
-        return json.loads(self.request(pickle.dumps((name, arguments)))[1])
+    def _ask_for(self, name: str, *arguments: Any, body: bytes = b"") -> Any:
+        return json.loads(self.request(_packed(name, *arguments, body=body))[1])
+
+
+def _packed(name: str, *arguments: Any, body: bytes = b"") -> bytes:
+    """A request: whole numbers alone stand in lists, and a place is its text, which is ASCII in JSON."""
+    values = [str(value) if isinstance(value, Location) else [int(number) for number in value] for value in arguments]
+    return json.dumps([name, values]).encode() + b"\n" + body
 
 
 def _as_look(values: Any) -> Look:
@@ -99,14 +104,14 @@ def _look(data: bytes) -> Look:
         return *image.size, image.mode
 
 
-def _list(place: Location) -> Any:
-    names, *others = list_members(place)
+def _list(place: str) -> Any:
+    names, *others = list_members(Location(place))
     return [[os.fsdecode(name) for name in names], *others]
 
 
-def _look_at_members(place: Location, starts: list[int], lengths: list[int]) -> list[Look]:
+def _look_at_members(place: str, starts: list[int], lengths: list[int]) -> list[Look]:
     looks = []
-    for _, data in read_members(place, starts, lengths):
+    for _, data in read_members(Location(place), starts, lengths):
         try:
             looks += [_look(data)] if isinstance(data, bytes) else []
         except Exception:  # No image: decoding will say why.
@@ -114,15 +119,15 @@ def _look_at_members(place: Location, starts: list[int], lengths: list[int]) -> 
     return looks
 
 
-def _digests(place: Location, starts: list[int], lengths: list[int]) -> list[tuple[int, str]]:
-    contents = read_members(place, starts, lengths)
+def _digests(place: str, starts: list[int], lengths: list[int]) -> list[tuple[int, str]]:
+    contents = read_members(Location(place), starts, lengths)
     return [(index, digest(data).hex()) for index, data in contents if not isinstance(data, RejectedImageError)]
 
 
-def _read(place: Location, starts: list[int], lengths: list[int]) -> tuple[dict[str, Any], bytes]:
+def _read(place: str, starts: list[int], lengths: list[int]) -> tuple[dict[str, Any], bytes]:
     """The first of the members, which are in order, up to `ANSWER_BYTES`; at least one."""
     results, body = list[Any](), b""
-    for index, content in read_members(place, starts, lengths):
+    for index, content in read_members(Location(place), starts, lengths):
         results.append((index, len(content) if isinstance(content, bytes) else (content.reason, content.detail)))
         body += content if isinstance(content, bytes) else b""
         if len(body) > ANSWER_BYTES:
@@ -131,7 +136,6 @@ def _read(place: Location, starts: list[int], lengths: list[int]) -> tuple[dict[
 
 
 _SERVICES: dict[str, Callable[..., Any]] = {
-    "look": _look,
     "list": _list,
     "look at members": _look_at_members,
     "digests": _digests,
@@ -140,7 +144,10 @@ _SERVICES: dict[str, Callable[..., Any]] = {
 
 def _begin(greeting: bytes) -> Callable[[bytes], tuple[dict[str, Any], bytes]]:
     def answer(data: bytes) -> tuple[dict[str, Any], bytes]:
-        name, arguments = pickle.loads(data)
+        line, _, body = data.partition(b"\n")
+        name, arguments = json.loads(line)
+        if name == "look":
+            return {}, json.dumps(_look(body)).encode()
         if name == "read":
             return _read(*arguments)
         return {}, json.dumps(_SERVICES[name](*arguments)).encode()
