@@ -12,10 +12,10 @@ from benchmarks.preprocess_fuzz_containers import MAKERS, mutated, read_whole
 from glo_core.common.location import Location
 from glo_core.dataset_format.manifest import read_parts
 from glo_core.dataset_format.rejection import REASONS
+from tests.helpers.containers import member, png
 from tests.helpers.pickled_objects import is_registered, pickled, pickled_field, register
 from tests.helpers.preprocess_small import preprocess_small
 from tests.helpers.write_images import write_images
-from tests.pipelines.preprocess.test_containers import member, png
 
 
 def rows(dataset: Path) -> list[dict[str, Any]]:
