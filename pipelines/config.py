@@ -10,7 +10,7 @@ from glo_core.common.location import Location
 from glo_core.dataset_format.config import DatasetConfig
 from glo_core.evaluation.config import InvertConfig
 from glo_core.sampling.config import PriorConfig
-from pipelines.common.tracking import TrackingConfig
+from pipelines.common.tracking_config import TrackingConfig
 from pipelines.preprocess.config import IngestOptions
 from pipelines.train.config import TrainSettings
 

@@ -11,7 +11,7 @@ from glo_core.common.location import Location
 from glo_core.common.records import write_record
 from pipelines.common.ray_session import shared_ray_session
 from pipelines.common.records import PipelineMetrics
-from pipelines.common.tracking import tracking_uri
+from pipelines.common.tracking_config import tracking_uri
 from pipelines.config import EvaluateJob, FitPriorJob, PipelineJob, RenderJob
 from pipelines.preprocess.config import PreprocessJob
 from pipelines.train.config import TrainJob

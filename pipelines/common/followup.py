@@ -20,7 +20,7 @@ from glo_core.data.dataset import Dataset
 from pipelines.common.ray_session import ray_session
 from pipelines.common.records import DONE_FILE, RUN_FILE, RunRecord, TrainDone, read_run_record
 from pipelines.common.stage import DoneT, Input, Stage, identity_of, open_stage, run_id_of
-from pipelines.common.tracking import TrackingConfig
+from pipelines.common.tracking_config import TrackingConfig
 
 REMOVED = "removed"
 """Name of the input that tells which images were removed since the checkpoint's snapshot"""

@@ -13,7 +13,7 @@ from glo_core.common.records import write_record
 from pipelines.common.progress import Progress
 from pipelines.common.progress_log import LOG_FILE, has_ended, is_behind
 from pipelines.common.records import RUN_FILE, read_run_record
-from pipelines.common.tracking import TrackingConfig
+from pipelines.common.tracking_config import TrackingConfig
 
 TRACKING_FOLDER = "tracking"
 """Of a local dataset: a folder for each plan whose preprocessing MLflow does not have whole"""

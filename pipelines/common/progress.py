@@ -10,7 +10,8 @@ from typing import Any
 from glo_core.common.errors import UserError, one_line
 from glo_core.common.location import Location
 from pipelines.common.progress_log import ProgressLog
-from pipelines.common.tracking import Tracker, TrackingConfig, was_reached
+from pipelines.common.tracking import Tracker, was_reached
+from pipelines.common.tracking_config import TrackingConfig
 
 _PAUSE_S = 30.0
 """After MLflow did not answer, until it is tried again, at least"""

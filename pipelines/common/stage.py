@@ -23,7 +23,7 @@ from pipelines.common.leftovers import logs_of_run, send_leftovers
 from pipelines.common.progress import Progress
 from pipelines.common.progress_log import is_behind
 from pipelines.common.records import DONE_FILE, RUN_FILE, DoneRecord, RunRecord, read_run_record
-from pipelines.common.tracking import TrackingConfig
+from pipelines.common.tracking_config import TrackingConfig
 from pipelines.common.versions import library_versions
 
 DoneT = TypeVar("DoneT", bound=DoneRecord)

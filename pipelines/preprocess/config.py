@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from glo_core.common.config import Config, MustExist
 from glo_core.common.location import Location
 from glo_core.dataset_format.config import DatasetConfig
-from pipelines.common.tracking import TrackingConfig
+from pipelines.common.tracking_config import TrackingConfig
 
 
 @dataclass(frozen=True, kw_only=True)

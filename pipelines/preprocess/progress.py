@@ -9,7 +9,7 @@ from glo_core.common.file_lock import file_lock
 from glo_core.common.location import Location
 from pipelines.common.leftovers import TRACKING_FOLDER, delete_if_sent, logs_of_dataset, send_leftovers
 from pipelines.common.progress import Progress
-from pipelines.common.tracking import TrackingConfig
+from pipelines.common.tracking_config import TrackingConfig
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from glo_core.common.limits import MANY, require_at_most
 from glo_core.common.location import Location
 from glo_core.data.config import Cache
 from glo_core.training.config import Intervals, TrainConfig
-from pipelines.common.tracking import TrackingConfig
+from pipelines.common.tracking_config import TrackingConfig
 
 _MOST_WORKERS = 2**16
 

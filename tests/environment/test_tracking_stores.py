@@ -8,7 +8,8 @@ import mlflow
 import pytest
 
 from glo_core.common.errors import UserError
-from pipelines.common.tracking import Tracker, TrackingConfig
+from pipelines.common.tracking import Tracker
+from pipelines.common.tracking_config import TrackingConfig
 
 
 def refused(root: Path, uri: str | None = None) -> str:

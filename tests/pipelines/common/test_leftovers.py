@@ -8,7 +8,7 @@ import pytest
 from glo_core.common.file_lock import file_lock
 from pipelines.common.leftovers import TRACKING_FOLDER, logs_of_dataset, send_leftovers
 from pipelines.common.progress import Progress
-from pipelines.common.tracking import TrackingConfig
+from pipelines.common.tracking_config import TrackingConfig
 
 CONFIG = TrackingConfig()
 

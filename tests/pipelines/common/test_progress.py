@@ -15,7 +15,8 @@ from mlflow.exceptions import MlflowException
 from glo_core import UserError
 from pipelines.common import tracking
 from pipelines.common.progress import Progress
-from pipelines.common.tracking import Tracker, TrackingConfig
+from pipelines.common.tracking import Tracker
+from pipelines.common.tracking_config import TrackingConfig
 
 
 class SilentServer:

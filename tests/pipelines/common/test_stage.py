@@ -10,7 +10,7 @@ from glo_core.common.errors import CheckpointError
 from glo_core.common.records import read_record
 from pipelines.common.records import PhaseRecord, RenderDone, RunRecord, TrainDone
 from pipelines.common.stage import Stage, open_stage, run_id_of
-from pipelines.common.tracking import TrackingConfig
+from pipelines.common.tracking_config import TrackingConfig
 
 RECIPE = {"seed": 1, "window": 0, "rate": 0.1, "code": {"dim": 2, "optimizer": "adam"}, "filters": [16, 8]}
 
