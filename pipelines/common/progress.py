@@ -1,9 +1,10 @@
 """What a command tells MLflow of its work: to its log on disk first, then to MLflow, which nothing waits for."""
 
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +151,16 @@ def _as_text(values: Mapping[str, Any]) -> dict[str, Any]:
         else (value if isinstance(value, str | int | float | bool | None) else str(value))
         for key, value in values.items()
     }
+
+
+@contextlib.contextmanager
+def failure_ends(end: Callable[[str], object]) -> Iterator[None]:
+    """Call `end` with the status of a run whose work, the block, does not come to its end: KILLED or FAILED."""
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt):
+        end("KILLED")
+        raise
+    except BaseException:
+        end("FAILED")
+        raise

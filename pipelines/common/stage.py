@@ -20,7 +20,7 @@ from glo_core.common.files import differences
 from glo_core.common.location import Location
 from glo_core.common.records import read_record, write_record
 from pipelines.common.leftovers import logs_of_run, send_leftovers
-from pipelines.common.progress import Progress
+from pipelines.common.progress import Progress, failure_ends
 from pipelines.common.progress_log import is_behind
 from pipelines.common.records import DONE_FILE, RUN_FILE, DoneRecord, RunRecord, read_run_record
 from pipelines.common.tracking_config import TrackingConfig
@@ -173,14 +173,8 @@ def open_stage(
         if saved is not None and saved.paths != record.paths:
             with contextlib.suppress(OSError):  # What is read-only stays as it is.
                 write_record(directory / RUN_FILE, dataclasses.replace(saved, paths=record.paths))
-        try:
+        with failure_ends(stage.end_run):
             yield stage
-        except (SystemExit, KeyboardInterrupt):
-            stage.end_run("KILLED")
-            raise
-        except BaseException:
-            stage.end_run("FAILED")
-            raise
 
 
 def set_aside(directory: Path, saved: RunRecord) -> None:

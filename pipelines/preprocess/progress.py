@@ -8,7 +8,7 @@ from pathlib import Path
 from glo_core.common.file_lock import file_lock
 from glo_core.common.location import Location
 from pipelines.common.leftovers import TRACKING_FOLDER, delete_if_sent, logs_of_dataset, send_leftovers
-from pipelines.common.progress import Progress
+from pipelines.common.progress import Progress, failure_ends
 from pipelines.common.tracking_config import TrackingConfig
 
 
@@ -32,14 +32,8 @@ def plan_progress(job: TrackingConfig, dataset: Location, number: int) -> Iterat
             closing.callback(delete_if_sent, directory)  # Before the lock is released.
         progress = Progress(job, dataset.parent, "preprocess", directory)
         progress.connect()
-        try:
+        with failure_ends(progress.finish):
             yield progress
-        except (SystemExit, KeyboardInterrupt):
-            progress.finish("KILLED")
-            raise
-        except BaseException:
-            progress.finish("FAILED")
-            raise
         progress.finish("FINISHED")
 
 
