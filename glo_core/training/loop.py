@@ -1,6 +1,5 @@
 """The training loop: one clock, in images; the same for one process, torchrun and Ray Train."""
 
-import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -164,14 +163,22 @@ def train_phase(
         checkpoints.finish()  # The copy that is being written was finite.
         raise
     checkpoints.finish()
-    metrics: Metrics = {}
-    if position.images_seen >= phase.target:
-        if attempt is not None and runtime.rank == 0:
-            attempt.require_current()
-            forget_fitted_codes(attempt.run)  # A crash after the commit may have left them.
-        with contextlib.suppress(StopRequestedError):
-            metrics = final_figures(learner, epochs, position.images_seen, attempt, trained=position != begun)
+    reached = position.images_seen >= phase.target
+    metrics = _measured(learner, epochs, position, attempt, trained=position != begun) if reached else {}
     return _result(learner, epochs, position, run, metrics)
+
+
+def _measured(
+    learner: Learner, epochs: EpochBatches, position: Position, attempt: Attempt | None, *, trained: bool
+) -> Metrics:
+    """The final figures of a phase that has reached its target; none if a wish to stop came before they were made."""
+    if attempt is not None and learner.runtime.rank == 0:
+        attempt.require_current()
+        forget_fitted_codes(attempt.run)  # A crash after the commit may have left them.
+    try:
+        return final_figures(learner, epochs, position.images_seen, attempt, trained=trained)
+    except StopRequestedError:
+        return {}
 
 
 def _result(
