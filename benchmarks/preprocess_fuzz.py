@@ -37,6 +37,26 @@ from pipelines.preprocess.job import preprocess
 LIMIT_S = 5.0
 LIMIT_MIB = 1024
 EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
+COMMON_DAMAGES = 6
+"""Kinds of damage that files of any format get"""
+
+
+def damage(data: bytearray, kind: int, at: int, size: int, random: np.random.Generator) -> None:
+    """One of `COMMON_DAMAGES` kinds of damage to the `size` bytes at `at`, in place."""
+    match kind:
+        case 0:
+            data[at : at + size] = random.bytes(size)
+        case 1:
+            del data[at:]
+        case 2:
+            del data[at : at + size]
+        case 3:
+            data[at:at] = data[at : at + size]
+        case 4:
+            value, width = EXTREMES[random.integers(len(EXTREMES))], (1, 2, 4)[random.integers(3)]
+            data[at : at + width] = (value & (256**width - 1)).to_bytes(width, ("big", "little")[random.integers(2)])
+        case _:
+            data[at : at + 1] = bytes([data[at] ^ (1 << int(random.integers(8)))]) if at < len(data) else b""
 
 
 def mutate(files: Sequence[bytes], seed: int) -> bytes:
@@ -47,26 +67,13 @@ def mutate(files: Sequence[bytes], seed: int) -> bytes:
         at, size = int(random.integers(len(data) or 1)), int(random.integers(1, 64))
         # Half of all damages fall into the first 200 bytes, where the headers are.
         at = at % 200 if random.integers(2) else at
-        match random.integers(7):
-            case 0:
-                data[at : at + size] = random.bytes(size)
-            case 1:
-                del data[at:]
-            case 2:
-                del data[at : at + size]
-            case 3:
-                data[at:at] = data[at : at + size]
-            case 4:
-                value = EXTREMES[random.integers(len(EXTREMES))]
-                width = (1, 2, 4)[random.integers(3)]
-                order = ("big", "little")[random.integers(2)]
-                data[at : at + width] = (value & (256**width - 1)).to_bytes(width, order)
-            case 5:
-                data[at : at + 1] = bytes([data[at] ^ (1 << int(random.integers(8)))]) if at < len(data) else b""
-            case _:
-                other = files[int(random.integers(len(files)))]
-                start = int(random.integers(len(other) or 1))
-                data[at : at + size] = other[start : start + size]
+        kind = int(random.integers(7))
+        if kind < COMMON_DAMAGES:
+            damage(data, kind, at, size, random)
+        else:
+            other = files[int(random.integers(len(files)))]
+            start = int(random.integers(len(other) or 1))
+            data[at : at + size] = other[start : start + size]
     return bytes(data)
 
 

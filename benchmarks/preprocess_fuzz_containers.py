@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.environment import describe
-from benchmarks.preprocess_fuzz import EXTREMES
+from benchmarks.preprocess_fuzz import COMMON_DAMAGES, damage
 from benchmarks.preprocess_speed import quietly
 from glo_core.common.location import Location
 from glo_core.dataset_format.image_decoding import SUFFIXES
@@ -133,22 +133,13 @@ def _damage(data: bytearray, kind: str, random: np.random.Generator) -> None:
     at, size = int(random.integers(len(data) or 1)), int(random.integers(1, 64))
     if random.integers(2):  # Where the headers are: of a table at its end, of a tar in its blocks
         at = max(0, len(data) - 1 - at % 1500) if kind == "parquet" else at // 512 * 512 + at % 500 % 160
-    match random.integers(8):
-        case 0:
-            data[at : at + size] = random.bytes(size)
-        case 1:
-            del data[at:]
-        case 2:
-            del data[at : at + size]
-        case 3:
-            data[at:at] = data[at : at + size]
-        case 4:
-            value, width = EXTREMES[random.integers(len(EXTREMES))], (1, 2, 4)[random.integers(3)]
-            data[at : at + width] = (value & (256**width - 1)).to_bytes(width, ("big", "little")[random.integers(2)])
-        case 5 | 6:
-            data[at : at + 1] = bytes([data[at] ^ (1 << int(random.integers(8)))]) if at < len(data) else b""
-        case _:
-            _new_tar_number(data, at // 512 * 512, random) if kind == "tar" else data.extend(random.bytes(size))
+    damage_kind = int(random.integers(8))
+    if damage_kind <= COMMON_DAMAGES:  # A flipped bit twice as often as another damage
+        damage(data, damage_kind, at, size, random)
+    elif kind == "tar":
+        _new_tar_number(data, at // 512 * 512, random)
+    else:
+        data.extend(random.bytes(size))
 
 
 def _new_tar_number(data: bytearray, block: int, random: np.random.Generator) -> None:
