@@ -10,6 +10,7 @@ The files that one image crosses are those that the stages from a folder to a gr
 import argparse
 import ast
 import functools
+import json
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,6 +113,7 @@ def main() -> None:
         )
     crossed = reached(graph, iter(STAGES)) - set(STAGES)
     print(f"files that one image crosses from a folder to a grid: {len(crossed)}")
+    print(json.dumps({"files": len(everything), "files_that_an_image_crosses": len(crossed)}))
 
 
 if __name__ == "__main__":

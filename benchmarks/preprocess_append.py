@@ -4,24 +4,23 @@
 
 All runs are in one process in which Ray is up and its workers have imported what they need: start-up is apart. The bare
 side lists every folder below the input and asks each file for its size and time, and keeps nothing. Both alternate, and
-the ratios are medians. The new files are copies with a few bytes after their end: none is a duplicate. A run that
-has anything to do also opens an MLflow run and a Ray Data execution: its time with one new file is the start-up that
-`ratio_one_per_cent` leaves apart, and that `ratio_one_per_cent_whole` leaves in.
+ratios are taken within a round. The new files are copies with a few bytes after their end: none is a duplicate. A run
+that has anything to do also opens an MLflow run and a Ray Data execution: its time with one new file is the start-up
+that `ratio_one_per_cent` leaves apart, and that `ratio_one_per_cent_whole` leaves in.
 """
 
 import argparse
-import json
 import os
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import describe
+from benchmarks.environment import describe, describe_config
 from benchmarks.preprocess_speed import gather, quietly
+from benchmarks.rounds import Spread, json_line, ratio, table
 from glo_core.common.location import Location
 from pipelines.common.ray_session import ray_session
 from pipelines.preprocess.config import PreprocessJob
@@ -61,7 +60,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="glo-benchmark-") as scratch, ray_session():
         root = Path(scratch)
         paths = gather(options.input, root / "images", options.images)
-        print(f"{describe()}; {len(paths)} files of {options.input.name}")
+        print(f"{describe()}; {len(paths)} files of {options.input.name}\n{describe_config(options)}")
 
         def run(folder: Path, dataset: str) -> dict[str, Any]:
             settings = {"resolution": options.resolution, "channels": options.channels}
@@ -77,23 +76,22 @@ def main() -> None:
         for _ in range(options.rounds):
             bare.append(timed(lambda: bare_listing(root / "images")))
             second.append(timed(lambda: run(root / "images", "dataset")))
-        ratio = statistics.median(s / b for s, b in zip(second, bare, strict=True))
-        some, hundredth = [], paths[::100]
+        single, many, hundredth = [], [], paths[::100]
         for number in range(options.rounds):
             _add(paths[:1], f"one{number}")
-            single = timed(lambda: run(root / "images", "dataset"))
+            single.append(timed(lambda: run(root / "images", "dataset")))
             _add(hundredth, f"many{number}")
-            some.append((single, timed(lambda: run(root / "images", "dataset"))))
-    nothing_new, one = statistics.median(second), statistics.median(single for single, _ in some)
-    many, share = statistics.median(many for _, many in some), first * len(hundredth) / len(paths)
-    print(f"first run {first:.2f} s; bare listing {statistics.median(bare):.3f} s, nothing new {nothing_new:.3f} s")
-    print(f"one new file {one:.2f} s, {len(hundredth)} new files {many:.2f} s; share of the first run {share:.3f} s")
-    ratios = {
-        "ratio_nothing_new": ratio,
-        "ratio_one_per_cent_whole": (many - nothing_new) / share,
-        "ratio_one_per_cent": (many - one) / share,
+            many.append(timed(lambda: run(root / "images", "dataset")))
+    share = first * len(hundredth) / len(paths)
+    print(f"first run {first:.2f} s, {share:.3f} s of it for {len(hundredth)} files, as many as are new below")
+    seconds = {"bare listing": bare, "nothing new": second, "one new file": single, "one per cent new": many}
+    print(table({name: Spread.of(values) for name, values in seconds.items()}, "seconds"))
+    spreads = {
+        "ratio_nothing_new": ratio(second, bare),
+        "ratio_one_per_cent_whole": Spread.of([(m - s) / share for m, s in zip(many, second, strict=True)]),
+        "ratio_one_per_cent": Spread.of([(m - s) / share for m, s in zip(many, single, strict=True)]),
     }
-    print(json.dumps({name: round(value, 2) for name, value in ratios.items()}))
+    print(json_line(spreads, files=len(paths), rounds=options.rounds))
 
 
 def _add(paths: Sequence[str], name: str) -> None:

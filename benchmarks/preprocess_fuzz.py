@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.environment import describe
+from benchmarks.environment import describe, describe_config
 from benchmarks.preprocess_speed import quietly
 from glo_core.common.location import Location
 from glo_core.dataset_format.config import ResolvedDatasetConfig
@@ -182,7 +182,7 @@ def main() -> None:
     options = parser.parse_args()
     paths = sorted(p for folder in options.input for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     files = [path.read_bytes() for path in paths[:: max(1, len(paths) // 500)]]
-    print(f"{describe()}; {options.mutations} mutations of {len(files)} files")
+    print(f"{describe()}; {options.mutations} mutations of {len(files)} files\n{describe_config(options)}")
     outcomes, longest, wrong = decode_all(files, options.mutations, len(os.sched_getaffinity(0)))
     print(f"decoder: {dict(outcomes)}; the slowest took {longest:.2f} s")
     if longest > LIMIT_S:

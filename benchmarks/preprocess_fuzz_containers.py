@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.environment import describe
+from benchmarks.environment import describe, describe_config
 from benchmarks.preprocess_fuzz import COMMON_DAMAGES, damage
 from benchmarks.preprocess_speed import quietly
 from glo_core.common.location import Location
@@ -251,7 +251,9 @@ def main() -> None:
     options = parser.parse_args()
     paths = sorted(p for folder in options.input for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     images = [path.read_bytes() for path in paths[:: max(1, len(paths) // 100)]]
-    print(f"{describe()}; {options.mutations} mutations of each kind, of {len(images)} images")
+    print(
+        f"{describe()}; {options.mutations} mutations of each kind, of {len(images)} images\n{describe_config(options)}"
+    )
     wrong: list[str] = []
     for kind in MAKERS:
         outcomes, longest, most, more = read_all(images, kind, options.mutations)

@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from benchmarks.environment import describe
+from benchmarks.environment import describe, describe_config
 
 COMPARED = ("plans", "blocks", "manifest")
 
@@ -168,7 +168,8 @@ def main() -> None:
             finish(job)
             needed = time.perf_counter() - started
         whole = state(scratch / "whole")
-        print(f"{describe()}; {options.images} images, {needed:.1f} s undisturbed, {len(whole)} files compared")
+        print(f"{describe()}\n{describe_config(options)}")
+        print(f"{options.images} images, {needed:.1f} s undisturbed, {len(whole)} files compared")
         same = 0
         for number in range(options.kills):
             dataset = scratch / f"killed{number}"

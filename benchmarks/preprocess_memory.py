@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.environment import describe
+from benchmarks.environment import describe, describe_config
 from benchmarks.preprocess_speed import quietly
 from glo_core.common.location import Location
 from pipelines.common.ray_session import ray_session
@@ -83,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--files", type=int, nargs=2, default=[100_000, 1_000_000])
     options = parser.parse_args()
-    print(describe())
+    print(f"{describe()}\n{describe_config(options)}")
     context, results = multiprocessing.get_context("spawn"), []
     with tempfile.TemporaryDirectory(prefix="glo-benchmark-") as scratch:
         written = 0

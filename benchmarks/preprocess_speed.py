@@ -3,19 +3,19 @@
     python -m benchmarks.preprocess_speed --input DIR --resolution 64
 
 The job is everything that `jobs/preprocess.py` does between the start of Ray and the last line of its summary: listing,
-plan, decoding, hashes, blocks, manifest, snapshot, MLflow. Start-up is apart: Ray, its workers' imports and MLflow's
-database are warmed by a job on a few other files. The loop opens, converts, crops and resizes, and keeps nothing; once
-as it stands, once with `draft`. Fewer than --images files are multiplied: each copy gets a few bytes after its end that
-no decoder reads, so that none is a duplicate. Every round runs all three; the ratios are medians over the rounds.
+plan, checks of damage, decoding, hashes, blocks, manifest, snapshot, MLflow. Start-up is apart: Ray, its workers'
+imports and MLflow's database are warmed by a job on a few other files. The loop opens each file, converts it to the
+dataset's mode, crops the central square and resizes it; it checks, hashes and writes nothing. One side is the loop as
+it stands, another one with `draft`, which lets libjpeg decode a JPEG at a smaller scale, as the job does; of other
+formats both are the same. Fewer than --images files are multiplied: each copy gets a few bytes after its end that
+no decoder reads, so that none is a duplicate. Every round runs all sides in turn; ratios are taken within a round.
 """
 
 import argparse
 import contextlib
 import io
-import json
 import multiprocessing
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +24,8 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.environment import describe
+from benchmarks.environment import describe, describe_config
+from benchmarks.rounds import Spread, json_line, measure_in_turn, ratio, table
 from glo_core.common.location import Location
 from glo_core.dataset_format.image_decoding import SUFFIXES
 from pipelines.common.ray_session import ray_session
@@ -96,6 +97,15 @@ def gather(source: Path, folder: Path, at_least: int) -> list[str]:
     return paths
 
 
+def warm_up(paths: Sequence[str], root: Path, settings: dict[str, Any]) -> None:
+    """Run a job on about 2,000 files, none of which is a duplicate of one that is measured."""
+    warm = root / "warm"
+    warm.mkdir()
+    for number, path in enumerate(paths[:: max(1, len(paths) // 2000)]):
+        (warm / f"{number}.img").write_bytes(Path(path).read_bytes() + b"warm")
+    job_rate(warm, root, settings)
+
+
 def main() -> None:
     """Time the job and a bare Pillow loop in turn, and print their ratio."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
@@ -106,34 +116,30 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     cores, mode = len(os.sched_getaffinity(0)), "L" if options.channels == 1 else "RGB"
-    settings = {"resolution": options.resolution, "channels": options.channels}
-    rates: dict[str, list[float]] = {"full": [], "draft": [], "job": []}
     with tempfile.TemporaryDirectory(prefix="glo-benchmark-") as scratch, ray_session():
         root = Path(scratch)
         paths = gather(options.input, root / "images", options.images)
-        warm = root / "warm"
-        for number, path in enumerate(paths[:: max(1, len(paths) // 2000)]):
-            warm.mkdir(exist_ok=True)
-            (warm / f"{number}.img").write_bytes(Path(path).read_bytes() + b"warm")
-        job_rate(warm, root, settings)
-        print(
-            f"{describe()}; {len(paths)} files of {options.input.name} to {options.resolution} px {mode}, {cores} cores"
-        )
-        for number in range(options.rounds):
+        settings = {"resolution": options.resolution, "channels": options.channels}
+        warm_up(paths, root, settings)
+        print(f"{describe()}; {len(paths)} files of {options.input.name}, {cores} cores\n{describe_config(options)}")
+
+        def loop(draft: bool) -> float:
             os.sync()  # What the side before left to be written is not this side's to wait for.
-            rates["full"].append(bare_rate(paths, options.resolution, mode, draft=False, cores=cores))
-            rates["draft"].append(bare_rate(paths, options.resolution, mode, draft=True, cores=cores))
+            return bare_rate(paths, options.resolution, mode, draft=draft, cores=cores)
+
+        def job() -> float:
             os.sync()
-            rates["job"].append(job_rate(root / "images", root, settings))
-            print(
-                f"round {number + 1}: " + ", ".join(f"{name} {rate[-1]:.0f} images/s" for name, rate in rates.items())
-            )
-    ratios = {
-        f"ratio_{name}": round(statistics.median(j / b for j, b in zip(rates["job"], rates[kind], strict=True)), 3)
-        for name, kind in (("full_decode", "full"), ("draft", "draft"))
+            return job_rate(root / "images", root, settings)
+
+        sides = {"full": lambda: loop(draft=False), "draft": lambda: loop(draft=True), "job": job}
+        rates = measure_in_turn(sides, options.rounds)
+    spreads = {
+        "ratio_full_decode": ratio(rates["job"], rates["full"]),
+        "ratio_draft": ratio(rates["job"], rates["draft"]),
+        **{f"{name}_images_per_s": Spread.of(rate) for name, rate in rates.items()},
     }
-    medians = {f"{name}_images_per_s": round(statistics.median(rate), 1) for name, rate in rates.items()}
-    print(json.dumps({**ratios, **medians, "images": len(paths), "cores": cores}))
+    print(table(spreads))
+    print(json_line(spreads, images=len(paths), cores=cores, rounds=options.rounds))
 
 
 if __name__ == "__main__":

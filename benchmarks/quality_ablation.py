@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 import glo_core as glo
-from benchmarks.environment import describe
+from benchmarks.environment import describe, describe_config
+from benchmarks.rounds import Spread, json_line
 from glo_core.codes.pca_init import PcaInit
 from glo_core.codes.ridge import RidgeRegression
 from glo_core.common.digests import digest_json, floats_as_text
@@ -201,6 +202,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of results and plots; its page is OUT.md")
     parser.add_argument("--images", type=int, default=30_000, help="that each run sees (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=OF_BASE, default=list(OF_BASE), help="default: all groups")
     options = parser.parse_args()
     dataset = glo.Dataset.open(options.dataset)
     if dataset.config.resolution != RESOLUTION or not len(dataset.held_out().ids):
@@ -218,6 +220,8 @@ def main() -> None:
     results: Results = {}
     for seed in options.seeds:
         for group, value, changes in variants():
+            if group not in ("base", *options.only):
+                continue
             config = changed(dataclasses.replace(BASE, seed=seed), changes)
             config = resolve_defaults(config, dataset.num_train, dataset.config.resolution)
             key = digest_json(floats_as_text([dataset.digest, options.images, dataclasses.asdict(config)]))
@@ -234,10 +238,12 @@ def main() -> None:
     conditions = (
         f"{dataset.num_train:,} images of {shape}, {options.images:,} seen by each run, seeds {seeds}. PCA with as "
         f"many components as the base has dimensions: {base['pca_psnr']:.2f} dB on the training images, "
-        f"{base['held_out_pca_psnr']:.2f} dB on the held-out ones. {describe()}."
+        f"{base['held_out_pca_psnr']:.2f} dB on the held-out ones. {describe()}. {describe_config(options)}."
     )
     options.out.with_suffix(".md").write_text(page(results, conditions, options.out.name))
     plot(results, options.out)
+    psnr = {f"{group}: {value}": Spread.of([run["psnr"] for run in runs]) for (group, value), runs in results.items()}
+    print(json_line(psnr, images=options.images, page=str(options.out.with_suffix(".md"))))
 
 
 if __name__ == "__main__":

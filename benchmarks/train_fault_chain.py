@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.environment import describe
+from benchmarks.environment import describe, describe_config
 from benchmarks.run_difference import largest_difference
 from benchmarks.surroundings import free_port, server, small_disk
 from benchmarks.train_efficiency import random_dataset
@@ -282,7 +282,8 @@ def main() -> None:
         whole.port = chain.port
         closing.callback(chain.kill)
         chain.start_tracker()
-        print(f"{describe()}\n{target} images, a checkpoint every {EVERY}; faults of {', '.join(kinds)}\n", flush=True)
+        print(f"{describe()}\n{describe_config(options)}")
+        print(f"{target} images, a checkpoint every {EVERY}; faults of {', '.join(kinds)}\n", flush=True)
         whole.start()
         whole.finish()
         print("| fault | at | the job | seconds | images lost |\n|---|---|---|---|---|", flush=True)

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from benchmarks.cluster_training import BATCH, EVERY, Cluster, Outcome, Training, workers
-from benchmarks.environment import describe
+from benchmarks.environment import describe, describe_config
 from benchmarks.surroundings import free_port, server
 from benchmarks.train_efficiency import random_dataset
 from glo_core.checkpoint.layout import committed_checkpoints
@@ -189,9 +189,10 @@ def main() -> None:
     scratch = Path(tempfile.mkdtemp(prefix="glo", dir=options.scratch))
     random_dataset(scratch / "dataset", ResolvedDatasetConfig(resolution=16, channels=1), images=2000)
     cluster = Cluster(scratch)
-    print(f"{describe()}\na checkpoint every {EVERY} images, steps of {BATCH}; three raylets\n", flush=True)
+    print(f"{describe()}\n{describe_config(options)}")
+    print(f"a checkpoint every {EVERY} images, steps of {BATCH}; three raylets\n", flush=True)
     print("| fault | images lost | seconds | what training did |\n|---|---|---|---|", flush=True)
-    failed = False
+    failed, seconds = False, dict[str, float]()
     for name in options.only:
         cluster.fill_up()
         try:
@@ -202,6 +203,7 @@ def main() -> None:
                 process.kill()
             print(f"| {name} | | | FAILED: {error} |", flush=True)
             continue
+        seconds[name] = round(outcome.seconds, 1)
         lost = "-" if outcome.lost is None else str(outcome.lost)
         failed |= (
             outcome.lost is not None and outcome.lost > EVERY + 32 * BATCH
@@ -210,6 +212,7 @@ def main() -> None:
     cluster.shutdown()
     if not failed:
         shutil.rmtree(scratch, ignore_errors=True)
+    print(json.dumps({"faults": len(options.only), "all_as_promised": not failed, "seconds": seconds}))
     sys.exit(failed)
 
 

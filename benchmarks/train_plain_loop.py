@@ -4,16 +4,17 @@
 
 Same decoder, batch, loss and images on both sides. The plain loop is what a short script does: it indexes NumPy arrays,
 makes tensors of the rows, converts the images, calls `backward`, takes the loss off the device, steps the
-decoder, copies the codes' gradient back, steps and projects the rows in NumPy. Once with PyTorch's defaults, and once
-with decoder and images in our memory format and a fused Adam. All sides alternate, each time in a process of its own,
-since ours changes how the process keeps memory; medians.
+decoder, copies the codes' gradient back, steps and projects the rows in NumPy, all in float32. It runs with PyTorch's
+defaults (`plain`); with our setting of the C library's allocator alone, `keep_freed_memory` (`plain_allocator`); with
+decoder and images in our memory format and a fused Adam (`plain_layout`); and with all of these
+(`plain_layout_allocator`): what is left there is the loop itself. All sides alternate, each time in a process of its
+own, since the allocator's setting stays with a process.
 """
 
 import argparse
-import json
+import functools
 import multiprocessing
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,21 +26,25 @@ import numpy as np
 import torch
 
 import glo_core as glo
-from benchmarks.environment import describe
+from benchmarks.environment import describe, describe_config
+from benchmarks.rounds import Spread, json_line, measure_in_turn, ratio, table
 from benchmarks.train_efficiency import loop_side, random_dataset
 from glo_core.common.location import Location
+from glo_core.common.memory import keep_freed_memory
 from glo_core.dataset_format.config import ResolvedDatasetConfig
 from glo_core.training.auto_config import resolve_defaults
 from glo_core.training.config import ResolvedTrainConfig
 
+SIDES = ("ours", "plain", "plain_allocator", "plain_layout", "plain_layout_allocator")
 
-def plain_side(config: ResolvedTrainConfig, pixels: np.ndarray, steps: int, device: str, *, ours: bool) -> float:
+
+def plain_side(config: ResolvedTrainConfig, pixels: np.ndarray, steps: int, device: str, *, our_layout: bool) -> float:
     """Images/s of the plain loop over `pixels`, uint8 `[n, H, W, C]`."""
     count, side, _, channels = pixels.shape
     decoder = glo.make_decoder(config.decoder, code_dim=config.code.dim, resolution=side, channels=channels).to(device)
-    layout = torch.channels_last if ours else torch.contiguous_format
+    layout = torch.channels_last if our_layout else torch.contiguous_format
     decoder = decoder.to(memory_format=layout)  # type: ignore[call-overload]
-    optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-3, fused=ours)
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-3, fused=our_layout)
     random = np.random.default_rng(0)
     codes = random.normal(size=(count, config.code.dim)).astype(np.float32) / config.code.dim**0.5
     losses: list[float] = []
@@ -66,8 +71,10 @@ def measured(name: str, config: ResolvedTrainConfig, dataset: str, steps: int, d
     images = glo.Dataset.open(Location(dataset)).images()
     if name == "ours":
         return loop_side(config, images, steps * config.batch_size, device)
+    if "allocator" in name:
+        keep_freed_memory()
     pixels = images.take(np.arange(len(images.ids))).numpy()
-    return plain_side(config, pixels, steps, device, ours=name != "plain")
+    return plain_side(config, pixels, steps, device, our_layout="layout" in name)
 
 
 def alone(work: Callable[..., float], *arguments: Any) -> float:
@@ -88,20 +95,16 @@ def main() -> None:
     code = glo.CodeConfig(dim=options.code_dim, init="random", projection="ball")
     config = resolve_defaults(glo.TrainConfig(batch_size=options.batch_size, code=code), 8192, options.resolution)
     dataset_config = ResolvedDatasetConfig(resolution=options.resolution, channels=options.channels)
-    rates: dict[str, list[float]] = {"ours": [], "plain": [], "plain in our layout": []}
-    print(f"{describe()}; {device}; {options.resolution} px, {options.channels} channel(s), batch {options.batch_size}")
+    print(f"{describe(device)}; {device}\n{describe_config(options)}")
     with tempfile.TemporaryDirectory() as scratch:
         random_dataset(Path(scratch), dataset_config, images=8192)
-        for number in range(options.rounds):
-            for name, rate in rates.items():
-                rate.append(alone(measured, name, config, scratch, options.steps, device))
-            shown = ", ".join(f"{name} {rate[-1]:.0f}" for name, rate in rates.items())
-            print(f"round {number + 1}: {shown} images/s")
-    ratios = {
-        name: round(statistics.median(a / b for a, b in zip(rates["ours"], rates[side], strict=True)), 3)
-        for name, side in {"ratio": "plain", "ratio_our_layout": "plain in our layout"}.items()
-    }
-    print(json.dumps({**ratios, **{name.replace(" ", "_"): round(statistics.median(r)) for name, r in rates.items()}}))
+        arguments = config, scratch, options.steps, device
+        sides = {name: functools.partial(alone, measured, name, *arguments) for name in SIDES}
+        rates = measure_in_turn(sides, options.rounds)
+    ratios = {name.replace("plain", "ratio"): ratio(rates["ours"], rates[name]) for name in SIDES[1:]}
+    spreads = ratios | {f"{name}_images_per_s": Spread.of(rate) for name, rate in rates.items()}
+    print(table(spreads))
+    print(json_line(spreads, rounds=options.rounds))
 
 
 if __name__ == "__main__":
