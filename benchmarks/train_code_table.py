@@ -1,160 +1,289 @@
-"""What the length of the code table costs: seconds per image at 10^5, 10^6 and 10^7 rows, in memory and by windows.
+"""What the length of the code table costs: the time of steps at 10^5, 10^6 and 10^7 rows, in memory and by windows.
 
-    python -m benchmarks.train_code_table [--rows 100000 1000000 10000000] [--window 4096] [--scratch DIR]
+    python -m benchmarks.train_code_table [--rows 100000 1000000 10000000] [--window 256] [--decoder default | linear]
 
-Codes, optimizer state and the order of rows are real; images are made up on the spot, so that 10^7 of them need no
-disk. Every configuration trains a few hundred steps of an epoch, and the median of the reports' rates counts, the first
-left out. Each runs in a process of its own, so that resident memory is its own: "memory" is the peak above what
-the process held before the codes. The sizes alternate, round by round. The trivial decoder is one linear layer: what is
-left is the table. Dense Adam over the whole table stands beside it. The windows' own rate is that of visiting them all
-without a step; the disk's is that of reading and writing a file of as many bytes in sequence, in the same directory.
+Codes, optimizer state and the order of rows are real; images are made up on the spot. Each table has a process of its
+own, which lives as long as the benchmark: the tables take turns, a stretch of steps each, and only one of them works at
+a time. A stretch is several windows long, and its whole time counts: before it the table's files leave the page cache,
+so that windows are read from the disk, and it ends when every row that it changed has reached the disk. A window has
+the same number of rows at every size, at most an eighth of a lane's. Every column is written to the files in advance,
+since a file with holes would read faster than a disk; initial codes are drawn by PyTorch, because those of a recipe
+would take minutes. "memory" is the most that the process held above what it held before its table; `table_over_ram` is
+the bytes of the rows over all memory that the process held, with the pages of its files in the page cache. The linear
+decoder is the least that a decoder can be: what is left is the table.
+
+Beside them: a dense Adam over the whole table, and the windows' own rate, that of visiting them all without a step,
+over the disk's, that of reading and writing a file of as many bytes in sequence in the same directory.
 """
 
 import argparse
-import contextlib
+import ctypes
 import json
+import mmap
 import multiprocessing
 import os
 import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 import glo_core as glo
+import glo_core.training.loop
 from benchmarks.environment import describe
+from benchmarks.made_up_images import DIM, SHARDS, SIDE, EnoughError, MadeUpImages
 from glo_core.codes.config import ResolvedCodeConfig
+from glo_core.codes.table import Table
 from glo_core.codes.windowed_table import WindowedTable
-from glo_core.common.arrays import Int64Array
-from glo_core.common.runtime import Metrics
+from glo_core.training.init_codes import InitialCodes, empty_table
 
-DIM, SIDE, SHARDS = 128, 32, 32
+BATCH = 128
 ROW_BYTES = 3 * DIM * 4 + 4
-
-
-class MadeUpImages:
-    """As many images as one asks for, all cut from a few random ones; see `glo_core.dataset.ImageSource`."""
-
-    resolution, channels, code_shards = SIDE, 1, SHARDS
-    snapshot = "made up"
-
-    def __init__(self, rows: int, shards: Sequence[int] = range(SHARDS)) -> None:
-        self.shards: Sequence[int] = list(shards)
-        # In the order of the shards, ids ascending within each.
-        self.ids: Int64Array = np.concatenate([np.arange(shard, rows, SHARDS, dtype=np.int64) for shard in self.shards])
-        self._rows = rows
-        self._pool = torch.randint(0, 256, (1024, SIDE, SIDE, 1), dtype=torch.uint8)
-
-    def take(self, rows: Int64Array) -> torch.Tensor:
-        """Images at `rows` (int64 `[b]`), uint8 `[b, side, side, 1]`."""
-        return self._pool[torch.from_numpy(rows % len(self._pool))]
-
-    def select(self, shards: Sequence[int]) -> "MadeUpImages":
-        """The same images of some shards."""
-        return MadeUpImages(self._rows, shards)
+_SPAWN = multiprocessing.get_context("spawn")
 
 
 class Linear(torch.nn.Module):
     """The least that a decoder can be."""
 
-    def __init__(self, *_: Any, code_dim: int, resolution: int, channels: int, **__: Any) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.code_dim, self.resolution, self.channels = code_dim, resolution, channels
-        self.linear = torch.nn.Linear(code_dim, channels * 4)
+        self.linear = torch.nn.Linear(DIM, 4)
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
-        """Images `[b, channels, resolution, resolution]` of codes `[b, code_dim]`."""
-        corner = torch.tanh(self.linear(codes)).reshape(len(codes), self.channels, 2, 2)
-        return corner.repeat(1, 1, self.resolution // 2, self.resolution // 2)
+        """Images `[b, 1, SIDE, SIDE]` of codes `[b, DIM]`."""
+        corner = torch.tanh(self.linear(codes)).reshape(len(codes), 1, 2, 2)
+        return corner.repeat(1, 1, SIDE // 2, SIDE // 2)
 
 
-class EnoughError(Exception):
-    """The sample is taken."""
+class Kind(NamedTuple):
+    """One table to measure."""
+
+    rows: int
+    window: int | None
+    """Rows of a window; None keeps every row in memory"""
+    decoder: str
+    """default, or linear"""
+
+    def __str__(self) -> str:
+        place = "in memory" if self.window is None else f"windows of {self.window}"
+        return f"{self.rows:>9} rows, {place:>15}, {self.decoder} decoder"
 
 
-def sample(rows: int, window: int, trivial: bool, steps: int, scratch: str, threads: int) -> dict[str, float]:
-    """Seconds per image in the steady state, and resident memory in GiB above the start."""
-    torch.set_num_threads(threads)
-    if trivial:
-        import glo_core.training.learner
+class Stretch(NamedTuple):
+    """What one stretch of steps took."""
 
-        setattr(glo_core.training.learner, "make_decoder", Linear)  # noqa: B010, in this process alone.
-    batch = 128
+    seconds: float
+    read_bytes: int
+    """From the disk"""
+    written_bytes: int
+    """To the disk"""
+    resident: int
+    """Bytes that the process holds at its end"""
+    cached: int
+    """Bytes of the table's files in the page cache at its end"""
+
+
+# ---------------------------------------------------------------- the process of a table
+
+
+def train_in_turns(kind: Kind, steps: int, scratch: str, parent: Connection) -> None:
+    """Train for a stretch of `steps` each time that `parent` sends True, and send back what it took."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    tables: list[Table] = []
+
+    def filled_table(*arguments: Any, **options: Any) -> Table:
+        table = empty_table(*arguments, **options)
+        fill(table)
+        tables.append(table)
+        return table
+
+    # In this process alone.
+    setattr(glo_core.training.loop, "empty_table", filled_table)  # noqa: B010
+    setattr(InitialCodes, "fill", lambda *_: None)  # noqa: B010
+    done, since, counters = 0, 0.0, (0, 0)
+
+    def on_step(_: int) -> None:
+        nonlocal done, since, counters
+        done += 1
+        if done % steps == 0:
+            to_disk(tables[0])
+            seconds, after = time.perf_counter() - since, disk_counters()
+            moved = after[0] - counters[0], after[1] - counters[1]
+            parent.send(Stretch(seconds, *moved, resident(), cached(tables[0])))
+        if done % steps == 0 or done == 1:  # The first step makes the optimizer's state.
+            done -= done == 1
+            if not parent.recv():
+                raise EnoughError
+            out_of_cache(tables[0])
+            counters, since = disk_counters(), time.perf_counter()
+
+    images = MadeUpImages(kind.rows)
+    parent.send(resident())
     code = glo.CodeConfig(dim=DIM, init="random")
-    config = glo.TrainConfig(batch_size=batch, code=code, window=window)
-    rates: list[float] = []
-    held: list[float] = []
-
-    def on_report(_: int, metrics: Metrics) -> None:
-        if "images_per_s" not in metrics:
-            return
-        rates.append(metrics["images_per_s"])
-        held.append(resident())
-        if len(rates) == 12:
-            raise EnoughError
-
-    images = MadeUpImages(rows)
-    before = resident()
-    intervals = glo.Intervals(report=batch * steps // 12, checkpoint=10**12)
-    since = time.perf_counter()
-    runtime = glo.SingleProcess(on_report=on_report)
-    with contextlib.suppress(EnoughError):
+    decoder = glo.DecoderConfig(kind="module" if kind.decoder == "linear" else "dcgan")
+    config = glo.TrainConfig(batch_size=BATCH, code=code, decoder=decoder, window=kind.window)
+    try:
         glo.train_phase(
-            config, images, glo.Phase(target=10**9), runtime=runtime, intervals=intervals, scratch=Path(scratch)
+            config,
+            images,
+            glo.Phase(target=10**10),
+            intervals=glo.Intervals(report=10**10, grid=10**10),
+            scratch=Path(scratch),
+            cache="disk",
+            decoder=Linear() if kind.decoder == "linear" else None,
+            on_step=on_step,
         )
-    return {
-        "seconds_per_image": 1 / statistics.median(rates[2:]),
-        "memory_gib": max(held) - before,
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 - before,
-        "total_s": time.perf_counter() - since,
-    }
+    except EnoughError:
+        parent.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-def dense_adam(rows: int, steps: int, threads: int) -> dict[str, float]:
-    """Seconds per image of a table under PyTorch's own Adam, which steps every row; no decoder."""
-    torch.set_num_threads(threads)
-    batch, generator = 128, torch.Generator().manual_seed(0)
+def fill(table: Table) -> None:
+    """Write every column of `table`: directions at random, moments of ones, and counts of one."""
+    generator = torch.Generator().manual_seed(0)
+    columns = table.resident.columns()
+    chunk = {name: torch.ones(1 << 14, *column.shape[1:], dtype=column.dtype) for name, column in columns.items()}
+    chunk["raw"] = torch.randn(1 << 14, DIM, generator=generator) / DIM**0.5
+    for start in range(0, len(table.ids), 1 << 14):
+        count = min(1 << 14, len(table.ids) - start)
+        table.write(start, {name: values[:count] for name, values in chunk.items()})
+
+
+def files(table: Table) -> list[Any]:
+    """The open files of a table by windows."""
+    return list(table._files.values()) if isinstance(table, WindowedTable) else []
+
+
+def to_disk(table: Table) -> None:
+    """Wait until every row that was changed is on the disk."""
+    if isinstance(table, WindowedTable):
+        table.flush()
+    for file in files(table):
+        os.fsync(file.fileno())
+
+
+def out_of_cache(table: Table) -> None:
+    """Take the files of `table` out of the page cache."""
+    to_disk(table)
+    for file in files(table):
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def cached(table: Table) -> int:
+    """Bytes of the files of `table` in the page cache (mincore(2))."""
+    libc, pages = ctypes.CDLL(None, use_errno=True), 0
+    for file in files(table):
+        size = os.fstat(file.fileno()).st_size
+        with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as mapping:
+            view, states = np.frombuffer(mapping, np.uint8), np.zeros(-(-size // mmap.PAGESIZE), np.uint8)
+            address, vector = ctypes.c_void_p(view.ctypes.data), ctypes.c_void_p(states.ctypes.data)
+            if libc.mincore(address, ctypes.c_size_t(size), vector):
+                raise OSError(ctypes.get_errno(), "mincore")
+            pages += int((states & 1).sum())
+            del view, address
+    return pages * mmap.PAGESIZE
+
+
+def disk_counters() -> tuple[int, int]:
+    """Bytes that this process has had read from the disk, and written to it."""
+    lines = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(lines["read_bytes"]), int(lines["write_bytes"])
+
+
+def resident() -> int:
+    """Resident memory of this process, in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+# ---------------------------------------------------------------- all tables
+
+
+class Trainer:
+    """A process that trains a table, a stretch at a time."""
+
+    def __init__(self, kind: Kind, steps: int, scratch: str) -> None:
+        self.kind, self.stretches, self.peak = kind, list[Stretch](), 0
+        self._connection, theirs = _SPAWN.Pipe()
+        self._process = _SPAWN.Process(target=train_in_turns, args=(kind, steps, scratch, theirs), daemon=True)
+        self._process.start()
+        theirs.close()  # Then a process that dies is an EOFError here.
+        self.before: int = self._connection.recv()
+
+    def train(self) -> Stretch:
+        """Train for a stretch, and wait for its end."""
+        self._connection.send(True)
+        stretch: Stretch = self._connection.recv()
+        return stretch
+
+    def end(self) -> None:
+        """End the process, and take the most memory that it has held."""
+        self._connection.send(False)
+        self.peak = self._connection.recv()
+        self._process.join()
+
+    @property
+    def seconds_per_image(self) -> float:
+        """Over all stretches."""
+        return statistics.mean(stretch.seconds for stretch in self.stretches)
+
+    @property
+    def held(self) -> int:
+        """The most bytes of memory, with the pages of the table's files in the page cache."""
+        return self.peak + max(stretch.cached for stretch in self.stretches)
+
+
+def measure(kinds: Sequence[Kind], steps: int, rounds: int, scratch: str) -> Iterator[Trainer]:
+    """Train all `kinds` in turns; yields them at the end."""
+    trainers = []
+    for kind in kinds:
+        trainers.append(Trainer(kind, steps, scratch))
+        trainers[-1].train()  # One after the other: the first stretch fills the table, and warms up.
+    for number in range(rounds):
+        for trainer in trainers if number % 2 == 0 else reversed(trainers):
+            trainer.stretches.append(trainer.train())
+    for trainer in trainers:
+        trainer.end()
+        yield trainer
+
+
+def dense_adam(rows: int, steps: int) -> float:
+    """Seconds of a step of PyTorch's own Adam, which updates every row of the table; no decoder."""
+    generator = torch.Generator().manual_seed(0)
     table = torch.nn.Parameter(torch.randn(rows, DIM))
     optimizer = torch.optim.Adam([table], lr=1e-3, fused=True)
     times = []
     for _ in range(steps):
         since = time.perf_counter()
-        places = torch.randint(0, rows, (batch,), generator=generator)
         table.grad = torch.zeros_like(table)
-        table.grad[places] = torch.randn(batch, DIM)
+        table.grad[torch.randint(0, rows, (BATCH,), generator=generator)] = torch.randn(BATCH, DIM)
         optimizer.step()
         times.append(time.perf_counter() - since)
-    return {"seconds_per_image": statistics.median(times[1:]) / batch}
+    return statistics.median(times[1:])
 
 
 def swapping(rows: int, window: int, scratch: str) -> float:
     """Bytes/s read and written by a table that only visits its windows, one after the other, without a step."""
-    code = ResolvedCodeConfig(dim=DIM)
-    lane = rows // 32
-    first = np.arange(33) * lane
+    lane = rows // SHARDS
+    first = np.arange(SHARDS + 1) * lane
     table = WindowedTable(
-        code,
-        np.arange(32 * lane),
+        ResolvedCodeConfig(dim=DIM),
+        np.arange(SHARDS * lane),
         first,
         window,
         device=torch.device("cpu"),
         dtype=torch.float32,
         scratch=Path(scratch),
     )
-    for start in range(0, 32 * lane, 1 << 16):  # Files with holes would read faster than a disk.
-        count = min(1 << 16, 32 * lane - start)
-        table.write(start, {name: torch.ones(count, *c.shape[1:]) for name, c in table.resident.columns().items()})
+    fill(table)
     windows = -(-lane // window)
     for _ in range(2):  # The first round touches the memory of the slots, which a training does once.
-        for column in table._files.values():  # As cold as the disk's own file.
-            os.fsync(column.fileno())
-            os.posix_fadvise(column.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        table.begin_epoch([np.arange(windows)] * 32)
+        out_of_cache(table)
+        table.begin_epoch([np.arange(windows)] * SHARDS)
         since = time.perf_counter()
         for number in range(windows):
             table.fetch(first[:-1] + number * window)
@@ -178,65 +307,78 @@ def disk(scratch: str, megabytes: int) -> float:
         return megabytes * 2**20 * 2 / (time.perf_counter() - since)
 
 
-def resident() -> float:
-    """Resident memory of this process, in GiB."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**30
+def spread(numbers: Sequence[float]) -> str:
+    """The lowest and the highest of `numbers`."""
+    return f"{min(numbers):.3f} to {max(numbers):.3f}"
 
 
-def apart(call: Any, *arguments: Any) -> Any:
-    """The result of `call` in a new process."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(call, arguments)
+def ratios(over: Trainer, under: Trainer) -> list[float]:
+    """Of each round: the time of a stretch of `over` over that of `under`."""
+    return [a.seconds / b.seconds for a, b in zip(over.stretches, under.stretches, strict=True)]
+
+
+def report(trainers: Sequence[Trainer], steps: int) -> dict[str, float]:
+    """Print a line for each table; returns the figures."""
+    for trainer in trainers:
+        per_step = [stretch.seconds / steps * 1e3 for stretch in trainer.stretches]
+        print(
+            f"{trainer.kind}: {statistics.mean(per_step):.2f} ms/step ({spread(per_step)}), "
+            f"{statistics.mean(s.read_bytes for s in trainer.stretches) / 1e6:.0f} MB read and "
+            f"{statistics.mean(s.written_bytes for s in trainer.stretches) / 1e6:.0f} MB written a stretch; memory "
+            f"{(trainer.peak - trainer.before) / 2**30:.2f} GiB above the start, {trainer.held / 2**30:.2f} GiB in all"
+        )
+    windowed = [trainer for trainer in trainers if trainer.kind.window is not None]
+    small, large = windowed[0], windowed[-1]
+    by_round = ratios(large, small)
+    print(f"most rows over fewest, by round: {spread(by_round)}")
+    figures = {
+        "ratio_1e7": round(large.seconds_per_image / small.seconds_per_image, 3),
+        "ratio_1e7_min": round(min(by_round), 3),
+        "ratio_1e7_max": round(max(by_round), 3),
+        "memory_gib": round((large.peak - large.before) / 2**30, 2),
+        "table_over_ram": round(large.kind.rows * ROW_BYTES / large.held, 2),
+    }
+    resident_tables = [trainer for trainer in trainers if trainer.kind.window is None]
+    if resident_tables:
+        speeds = ratios(resident_tables[-1], large)
+        print(f"speed of the largest table by windows over that of the largest in memory, by round: {spread(speeds)}")
+        figures["speed_of_memory"] = round(resident_tables[-1].seconds_per_image / large.seconds_per_image, 3)
+    return figures
 
 
 def main() -> None:
     """Measure every size of the table, and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10**5, 10**6, 10**7])
-    parser.add_argument("--window", type=int, default=4096, help="rows of a lane")
-    parser.add_argument("--steps", type=int, default=120, help="with the decoder; 10 times as many without")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--window", type=int, default=256, help="rows of a lane, default: %(default)s")
+    parser.add_argument("--windows", type=int, default=4, help="that a stretch visits, default: %(default)s")
+    parser.add_argument("--decoder", choices=("default", "linear"), default="default")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--in-memory", type=int, default=10**6, help="most rows that are tried without windows")
+    parser.add_argument("--disk-rounds", type=int, default=3, help="of the windows alone beside the disk; 0 for none")
     parser.add_argument("--scratch", default=tempfile.gettempdir())
     options = parser.parse_args()
-    threads = len(os.sched_getaffinity(0))
-    print(f"{describe()}; {DIM} dimensions, batch 128, decoder of {SIDE} px gray, windows of {options.window}")
-    found: dict[tuple[int, str, str], list[dict[str, float]]] = {}
-    for _ in range(options.rounds):
-        for rows in options.rows:
-            for kind, window in (("memory", 0), ("windows", options.window)):
-                for decoder, steps in (("decoder", options.steps), ("trivial", 10 * options.steps)):
-                    if window or rows <= options.in_memory:
-                        result = apart(sample, rows, window, decoder == "trivial", steps, options.scratch, threads)
-                        found.setdefault((rows, kind, decoder), []).append(result)
-            if rows <= 10**6:
-                found.setdefault((rows, "dense Adam", "none"), []).append(apart(dense_adam, rows, 20, threads))
-    seconds = {}
-    for key, results in sorted(found.items()):
-        seconds[key] = statistics.median(result["seconds_per_image"] for result in results)
-        memory = max(result.get("memory_gib", 0.0) for result in results)
-        peak = max(result.get("peak_gib", 0.0) for result in results)
-        print(
-            f"{key[0]:>9} rows, {key[1]:>10}, {key[2]:>8}: {seconds[key] * 1e6:8.1f} us/image, {memory:.2f} GiB "
-            f"above the start, {peak:.2f} at most"
-        )
-    small, large = min(options.rows), max(options.rows)
-    pairs = [
-        (apart(swapping, 10**6, options.window, options.scratch), apart(disk, options.scratch, 1536)) for _ in range(3)
-    ]
-    table_rate, rate = (statistics.median(side) for side in zip(*pairs, strict=True))
-    print(f"windows alone: {table_rate / 1e6:.0f} MB/s read and written; disk in sequence {rate / 1e6:.0f} MB/s")
-    print(
-        json.dumps(
-            {
-                "ratio_1e7": round(seconds[large, "windows", "decoder"] / seconds[small, "windows", "decoder"], 3),
-                "ratio_trivial": round(seconds[large, "windows", "trivial"] / seconds[small, "windows", "trivial"], 3),
-                "ratio_windows": round(seconds[small, "windows", "decoder"] / seconds[small, "memory", "decoder"], 3),
-                "ratio_disk": round(table_rate / rate, 3),
-                "memory_gib": round(max(r["memory_gib"] for r in found[large, "windows", "decoder"]), 2),
-            }
-        )
-    )
+    if 8 * options.window > min(options.rows) // SHARDS:
+        raise SystemExit(f"--window {options.window} is more than an eighth of the {min(options.rows) // SHARDS} "
+                         "rows of a lane of the smallest table")  # fmt: skip
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    steps = options.windows * options.window * SHARDS // BATCH
+    print(f"{describe()}; {DIM} dimensions, batch {BATCH}, decoder of {SIDE} px gray, stretches of {steps} steps")
+    sizes = sorted(options.rows)
+    kinds = [Kind(rows, options.window, options.decoder) for rows in sizes]
+    kinds += [Kind(rows, None, options.decoder) for rows in sizes if rows <= options.in_memory][-1:]
+    figures = report(list(measure(kinds, steps, options.rounds, options.scratch)), steps)
+    if options.disk_rounds:
+        for rows in (rows for rows in sizes if rows <= options.in_memory):
+            print(f"{rows:>9} rows, dense Adam alone: {dense_adam(rows, 10) * 1e3:.1f} ms/step")
+        pairs = [
+            (swapping(10**6, options.window, options.scratch), disk(options.scratch, 1536))
+            for _ in range(options.disk_rounds)
+        ]
+        table, bare = (statistics.median(side) for side in zip(*pairs, strict=True))
+        print(f"windows alone: {table / 1e6:.0f} MB/s read and written; disk in sequence {bare / 1e6:.0f} MB/s")
+        figures["ratio_disk"] = round(table / bare, 3)
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":
