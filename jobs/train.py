@@ -25,9 +25,12 @@ def saved_config(values: dict[str, Any]) -> dict[str, Any]:
 def run(job: TrainJob) -> None:
     """Run the job; the libraries that it needs are imported now, so that help and mistakes do not wait for them."""
     read_dataset(job.dataset)
-    from pipelines.train.job import run_training
+    from pipelines.train.local_worker import early_worker
 
-    run_training(job)
+    with early_worker(job) as worker:
+        from pipelines.train.job import run_training
+
+        run_training(job, worker)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,9 @@ from glo_core.training.config import ResolvedTrainConfig
 from glo_core.training.epoch_batches import EpochBatches
 from glo_core.training.learner import DTYPES
 
+PCA_FILE = "pca_init.safetensors"
+"""In a run: the principal components that its codes start from"""
+
 
 def empty_table(epochs: EpochBatches, runtime: Runtime, scratch: Path | None) -> Table:
     """The code table of this rank, every value zero.
@@ -50,7 +53,12 @@ class InitialCodes:
     """Initial codes of the images of one rank; images are read for the rows that are asked for alone."""
 
     def __init__(
-        self, config: ResolvedTrainConfig, images: ImageSource, runtime: Runtime, attempt: Attempt | None
+        self,
+        config: ResolvedTrainConfig,
+        images: ImageSource,
+        runtime: Runtime,
+        attempt: Attempt | None,
+        pca_init: PcaInit | None = None,
     ) -> None:
         """Compute nothing yet.
 
@@ -60,8 +68,10 @@ class InitialCodes:
             runtime: this rank and its connection to the others.
             attempt: of this group of ranks on its run, which keeps the principal components as
                 `pca_init.safetensors`; None keeps nothing.
+            pca_init: the principal components of the images of all ranks, if they are ready.
         """
         self.config, self.images, self.runtime, self._attempt = config, images, runtime, attempt
+        self._ready_pca_init = pca_init
         self._pca_init: PcaInit | None = None
 
     def prepare(self) -> None:
@@ -74,11 +84,11 @@ class InitialCodes:
         if self.config.code.init != "pca" or self._pca_init is not None:
             return
         attempt = self._attempt
-        path = attempt.run / "pca_init.safetensors" if attempt is not None else None
+        path = attempt.run / PCA_FILE if attempt is not None else None
         if path is not None and seen_by_all(self.runtime, path):
             self._pca_init = PcaInit.load(path)
             return
-        self._pca_init = PcaInit.fit(self.images, self.config.code.dim, self.runtime)
+        self._pca_init = self._ready_pca_init or PcaInit.fit(self.images, self.config.code.dim, self.runtime)
         if attempt is not None and path is not None and self.runtime.rank == 0:
             attempt.require_current()
             write_bytes(path, self._pca_init.to_bytes())

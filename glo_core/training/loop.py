@@ -11,6 +11,7 @@ import torch
 from glo_core.checkpoint.attempt import Attempt
 from glo_core.checkpoint.layout import Position
 from glo_core.checkpoint.pruning import forget_fitted_codes
+from glo_core.codes.pca_init import PcaInit
 from glo_core.codes.table import Table
 from glo_core.common.errors import DivergedError
 from glo_core.common.in_step import StopRequestedError
@@ -83,6 +84,7 @@ def train_phase(
     scratch: Path | None = None,
     cache: Cache = "auto",
     warm_start: Path | None = None,
+    pca_init: PcaInit | None = None,
     decoder: torch.nn.Module | None = None,
     loss: Loss | None = None,
     on_step: Callable[[int], None] | None = None,
@@ -95,6 +97,7 @@ def train_phase(
         scratch: directory on a local disk for codes that `config.window` keeps out of memory.
         cache: where each rank's images lie; "auto" takes the fastest place that has room.
         warm_start: a checkpoint of another run, whose decoder is where a run without a checkpoint starts.
+        pca_init: the principal components of all images, if they are ready; None finds them where codes start there.
         decoder: the module of the decoder kind "module"; it is copied.
         loss: in place of the one that `config` names: prediction and target `[b, C, H, W]` in [-1, 1] to `[b]`.
         on_step: called with the images seen after every step, on every rank.
@@ -114,7 +117,7 @@ def train_phase(
     newest = newest_checkpoint(recipe, images, runtime, run)
     table = empty_table(epochs, runtime, scratch)
     learner = Learner(recipe, epochs.images, table, runtime, module=decoder, loss=loss)
-    initial = InitialCodes(recipe, epochs.images, runtime, attempt)
+    initial = InitialCodes(recipe, epochs.images, runtime, attempt, pca_init)
     begun = newest.position if newest is not None else Position(phase=phase.number)
     try:
         position = begun = restore_or_begin(learner, epochs, phase, newest, warm_start, initial, attempt)

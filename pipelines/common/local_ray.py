@@ -14,6 +14,8 @@ from pathlib import Path
 _LONGEST = 38
 """Bytes of a directory below which the paths of Ray's sockets have at most the 107 bytes that Linux allows"""
 _starting = threading.Event()
+_address: str | None = None
+"""Of the Ray that this process has started"""
 
 
 def _own_session() -> None:
@@ -22,6 +24,13 @@ def _own_session() -> None:
 
 
 os.register_at_fork(after_in_child=_own_session)  # Ray gives its processes a `preexec_fn`, so that this is called.
+
+
+def is_local_ray() -> bool:
+    """Whether the Ray that this process is connected to is one that it has started here."""
+    import ray
+
+    return ray.get_runtime_context().gcs_address == _address
 
 
 def start_local_ray() -> None:
@@ -44,6 +53,8 @@ def start_local_ray() -> None:
             _temp_dir=directory,
             runtime_env=_quoted_interpreter(),
         )
+    global _address
+    _address = ray.get_runtime_context().gcs_address
 
 
 def _quoted_interpreter() -> dict[str, str]:

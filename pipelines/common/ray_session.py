@@ -16,7 +16,7 @@ from typing import Any
 
 from glo_core.common.credentials import redact
 from glo_core.common.errors import UserError
-from pipelines.common.local_ray import start_local_ray
+from pipelines.common.local_ray import is_local_ray, start_local_ray
 
 _shared: list[contextlib.ExitStack] = []
 """What closes a connection that outlives its stage, within `shared_ray_session`"""
@@ -49,6 +49,14 @@ def ray_session() -> Iterator[None]:
         _connect()
         (_shared[-1] if _shared else closing).callback(ray.shutdown)
         yield
+
+
+def uses_cluster() -> bool:
+    """Whether RAY_ADDRESS names a cluster, or this process is connected to one that is not its own."""
+    if os.environ.get("RAY_ADDRESS"):
+        return True
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized() and not is_local_ray()
 
 
 def _connect() -> None:

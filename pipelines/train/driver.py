@@ -7,9 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import ray
 from tqdm import tqdm
 
 from glo_core.common.errors import UserError, one_line
@@ -18,18 +17,24 @@ from pipelines.common.progress_lines import Line
 from pipelines.common.progress_log import ProgressLog, keep_sending
 from pipelines.common.stage import Stage
 from pipelines.common.stop_signals import on_stop_signal
-from pipelines.train.ray_runtime import Picture, Report
-from pipelines.train.start_watch import StartWatch
+from pipelines.train.mailbox import DriversMailbox, Picture
 
 log = logging.getLogger("glo.train")
 
 
+class Watch(Protocol):
+    """What knows whether there are ranks."""
+
+    started: bool
+    """Whether a rank runs now"""
+
+
 @contextmanager
-def stop_on_signals(mailbox: Any, watch: StartWatch) -> Iterator[None]:
+def stop_on_signals(mailbox: DriversMailbox, watch: Watch) -> Iterator[None]:
     """Make Ctrl-C, SIGTERM and SIGHUP a request to stop, which the ranks agree on; a second one ends at once.
 
     Args:
-        mailbox: handle of a `Mailbox` actor.
+        mailbox: passes the request on.
         watch: tells whether there are ranks; where there are none, the first signal ends at once too.
 
     Raises:
@@ -40,21 +45,21 @@ def stop_on_signals(mailbox: Any, watch: StartWatch) -> Iterator[None]:
         if not watch.started:
             raise KeyboardInterrupt
         log.info("stopping with a checkpoint; a second signal ends at once, without one")
-        mailbox.request_stop.remote()
+        mailbox.request_stop()
 
     with on_stop_signal(stop):
         yield
 
 
 @contextmanager
-def drain_reports(mailbox: Any, stage: Stage[Any], target: int) -> Iterator[None]:
+def drain_reports(mailbox: DriversMailbox, stage: Stage[Any], target: int) -> Iterator[None]:
     """Until the block ends, move reports from the mailbox to the progress log, a progress bar and MLflow.
 
     One thread drains the mailbox every second, another sends the progress log to MLflow, so that reports reach the
     disk while MLflow does not answer.
 
     Args:
-        mailbox: handle of a `Mailbox` actor.
+        mailbox: has the reports.
         target: images seen at the end of the progress bar.
     """
     block_ended, drained = threading.Event(), threading.Event()
@@ -91,14 +96,14 @@ def drain_reports(mailbox: Any, stage: Stage[Any], target: int) -> Iterator[None
             thread.join(timeout=60)
 
 
-def _drain_once(mailbox: Any, progress_log: ProgressLog, bar: Any) -> None:
-    for incident in ray.get(mailbox.take_incidents.remote()):
+def _drain_once(mailbox: DriversMailbox, progress_log: ProgressLog, bar: Any) -> None:
+    for incident in mailbox.take_incidents():
         log.warning("%s; training goes on from the last checkpoint if attempts are left", incident)
-    reports: list[Report] = ray.get(mailbox.take_reports.remote())
+    reports = mailbox.take_reports()
     progress_log.add(
         [{"time_ms": report.time_ms, "images_seen": report.images_seen, **report.metrics} for report in reports]
     )
-    for picture in ray.get(mailbox.take_pictures.remote()):
+    for picture in mailbox.take_pictures():
         with contextlib.suppress(UserError, OSError):  # A full disk costs the picture, not the reports.
             progress_log.add([_write_picture(picture, progress_log.directory)])
     for report in reports:

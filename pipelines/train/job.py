@@ -1,6 +1,8 @@
-"""Training: which run, from what, for how long; `ray_workers` does the training itself."""
+"""Training: which run, from what, for how long; `local_worker` or `ray_workers` does the training itself."""
 
+import contextlib
 import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -26,15 +28,24 @@ from pipelines.common.ray_session import ray_session
 from pipelines.common.records import TrainDone, read_run_record
 from pipelines.common.stage import Input, Stage, identity_of, open_stage, run_id_of
 from pipelines.common.stop_signals import STOPPED_STATUS
+from pipelines.train.arguments import WorkerArguments
 from pipelines.train.config import TrainJob
+from pipelines.train.local_worker import LocalWorker, WorkerHere
 from pipelines.train.phases import next_phase, resolve_recipe
-from pipelines.train.resources import worker_resources
+from pipelines.train.resources import resources_here, trains_here, worker_resources
+from pipelines.train.workers import Workers
 
 log = logging.getLogger("glo.train")
+_WARM_START = "warm_start"
+"""Folder of a run that has a copy of the decoder that it started from"""
 
 
-def run_training(job: TrainJob) -> TrainDone:
+def run_training(job: TrainJob, worker: LocalWorker | None = None) -> TrainDone:
     """Train, and return what `done.json` holds.
+
+    Args:
+        job: what to train.
+        worker: one that was started while this module was imported, for a training that needs no Ray.
 
     Raises:
         UserError: if the run belongs to another dataset or recipe or is in use, there are more workers than lanes,
@@ -61,7 +72,7 @@ def run_training(job: TrainJob) -> TrainDone:
         _require_trainable(job, recipe, dataset)
         phase = next_phase(stage, job, dataset)
         if phase is not None:
-            done = _train_phase(job, recipe, dataset, stage, phase, warm_start)
+            done = _train_phase(job, recipe, dataset, stage, phase, warm_start, worker)
         else:
             assert stage.done is not None
             done = stage.done
@@ -83,18 +94,19 @@ def _train_phase(
     stage: Stage[TrainDone],
     phase: Phase,
     warm_start: Checkpoint | None,
+    worker: LocalWorker | None,
 ) -> TrainDone:
-    from pipelines.train.ray_workers import fit  # Brings Ray: not before a mistake is told.
-
     snapshot = stage.record.phases[-1].snapshot
-    with ray_session():
-        resources = worker_resources(job)
-        # The copy is whole before `run.json` names it.
-        decoder = _copy_decoder(warm_start, job.run / "warm_start") if warm_start is not None else None
+    with _workers(job, worker) as workers:
+        arguments = _arguments(job, recipe, phase, snapshot, workers.resources, warm_start is not None)
+        workers.prepare(arguments)
+        if warm_start is not None:
+            _copy_decoder(warm_start, job.run / _WARM_START)  # The copy is whole before `run.json` names it.
         length = {"images": phase.target, "workers": job.workers, "device": job.device}
         stage.begin({**stage.record.identity, f"phase.{phase.number}": length})
+        workers.begin()
         _log_plan(job, recipe, dataset, phase)
-        fit(job, recipe, stage, phase, snapshot, resources, decoder)
+        workers.fit(job, stage, arguments)
     committed = committed_checkpoints(job.run)
     seen = int(committed[-1].name) if committed else 0
     if seen < phase.target or not metrics_path(job.run, seen).exists():
@@ -109,23 +121,59 @@ def _train_phase(
     return done
 
 
+@contextlib.contextmanager
+def _workers(job: TrainJob, worker: LocalWorker | None) -> Iterator[Workers]:
+    """What trains: a process beside this one where that is enough, else Ray Train's workers."""
+    if trains_here(job):
+        with worker or LocalWorker() as local:
+            yield WorkerHere(local, resources_here(job))
+        return
+    with ray_session():
+        resources = worker_resources(job)
+        from pipelines.train.ray_workers import RayWorkers  # Brings Ray Train: not before a mistake is told.
+
+        yield RayWorkers(resources)
+
+
+def _arguments(
+    job: TrainJob,
+    recipe: ResolvedTrainConfig,
+    phase: Phase,
+    snapshot: str,
+    resources: Mapping[str, float],
+    has_warm_start: bool,
+) -> WorkerArguments:
+    return WorkerArguments(
+        recipe=recipe,
+        phase=phase,
+        intervals=job.intervals,
+        dataset=str(job.dataset),
+        snapshot=snapshot,
+        run=job.run,
+        scratch=job.scratch,
+        cache=job.cache,
+        warm_start=job.run / _WARM_START if has_warm_start else None,
+        threads=max(1, int(resources["CPU"])),
+        gpu="GPU" in resources,
+    )
+
+
 def _warm_start(job: TrainJob) -> Checkpoint | None:
     """The checkpoint of `job.warm_start` whose decoder the run starts from; the run has a copy once it has begun."""
     if job.warm_start is None:
         return None
-    record, copy = read_run_record(job.run), job.run / "warm_start"
+    record, copy = read_run_record(job.run), job.run / _WARM_START
     if record is not None and record.paths.get("warm_start") == str(job.warm_start) and (copy / MARK).exists():
         return Checkpoint(copy)
     return Checkpoint.latest(job.warm_start)
 
 
-def _copy_decoder(checkpoint: Checkpoint, directory: Path) -> Path:
+def _copy_decoder(checkpoint: Checkpoint, directory: Path) -> None:
     """Copy a checkpoint's decoder, so that its run may train on, or be deleted, meanwhile."""
     if checkpoint.directory != directory:
         for name in DECODER_PARTS:
             write_bytes(directory / name, checkpoint.part(name).read_bytes())
         write_bytes(directory / MARK, (checkpoint.directory / MARK).read_bytes())  # Last: it commits the copy.
-    return directory
 
 
 def _shape(recipe: ResolvedTrainConfig, dataset: Dataset) -> Shape:

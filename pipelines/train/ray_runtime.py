@@ -1,12 +1,6 @@
-"""What passes between a training's driver and its ranks, through an actor.
+"""The rank of a Ray Train worker, and the mailbox between it and the driver, which an actor keeps."""
 
-rank 0: metrics, pictures ---> Mailbox ---> driver
-driver: Ctrl-C ---> Mailbox ---> rank 0 ---> every rank, at the same step
-"""
-
-import io
-import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 import torch
@@ -16,81 +10,45 @@ from ray.train.v2._internal.execution.context import get_train_context
 from glo_core.common.errors import UserError
 from glo_core.common.runtime import Metrics, TorchDistributed
 from pipelines.common.ray_data import unregister_pickled_objects
+from pipelines.train.mailbox import Picture, Report
 
 unregister_pickled_objects()  # `import ray.train` has imported Ray Data.
 
 
-class Report(NamedTuple):
-    """Metrics of one moment of a training."""
+class ActorMailbox:
+    """A `Mailbox` that an actor keeps, as driver and ranks see it; each method waits for the actor's answer."""
 
-    time_ms: int
-    """Milliseconds since 1970"""
-    images_seen: int
-    metrics: Metrics
-
-
-class Picture(NamedTuple):
-    """A grid of images that a training shows while it goes on."""
-
-    images_seen: int
-    name: str
-    """Of the series"""
-    png: bytes
-    """The file"""
-
-
-class Mailbox:
-    """An actor between driver and ranks: reports and failures one way, the request to stop the other."""
-
-    def __init__(self) -> None:
-        self._reports: list[Report] = []
-        self._pictures: list[Picture] = []
-        self._stop = False
-        self._failure: UserError | None = None
-        self._incidents: list[str] = []
-
-    def put_report(self, report: Report) -> None:
-        """Take a report of rank 0."""
-        self._reports.append(report)
+    def __init__(self, actor: Any) -> None:
+        """Speak to `actor`, the handle of a `Mailbox`."""
+        self.actor = actor
 
     def take_reports(self) -> list[Report]:
         """Reports since the last call, oldest first."""
-        reports, self._reports = self._reports, []
-        return reports
-
-    def put_picture(self, picture: Picture) -> None:
-        """Take a picture of rank 0."""
-        self._pictures.append(picture)
+        return ray.get(self.actor.take_reports.remote())
 
     def take_pictures(self) -> list[Picture]:
         """Pictures since the last call, oldest first."""
-        pictures, self._pictures = self._pictures, []
-        return pictures
-
-    def request_stop(self) -> None:
-        """Ask the ranks to stop."""
-        self._stop = True
-
-    def stop_requested(self) -> bool:
-        """Whether somebody asked to end with a checkpoint."""
-        return self._stop
-
-    def put_incident(self, line: str) -> None:
-        """Take what happened to a rank that Ray Train starts again."""
-        self._incidents.append(line)
+        return ray.get(self.actor.take_pictures.remote())
 
     def take_incidents(self) -> list[str]:
         """Lines since the last call, oldest first."""
-        incidents, self._incidents = self._incidents, []
-        return incidents
+        return ray.get(self.actor.take_incidents.remote())
+
+    def put_incident(self, line: str) -> None:
+        """Take what happened to a rank that Ray Train starts again."""
+        ray.get(self.actor.put_incident.remote(line))
 
     def put_failure(self, error: UserError) -> None:
         """Take the user's error that ended a rank."""
-        self._failure = error
+        ray.get(self.actor.put_failure.remote(error))
 
     def failure(self) -> UserError | None:
         """The user's error that ended a rank, if one did."""
-        return self._failure
+        return ray.get(self.actor.failure.remote())
+
+    def request_stop(self) -> None:
+        """Ask the ranks to stop, without waiting: a handler of signals calls this."""
+        self.actor.request_stop.remote()
 
 
 class RayRuntime(TorchDistributed):
@@ -106,13 +64,11 @@ class RayRuntime(TorchDistributed):
 
     def report(self, images_seen: int, metrics: Metrics) -> None:
         """Hand metrics on; called on rank 0."""
-        ray.get(self.mailbox.put_report.remote(Report(int(time.time() * 1000), images_seen, metrics)))
+        ray.get(self.mailbox.put_report.remote(Report.now(images_seen, metrics)))
 
     def picture(self, images_seen: int, name: str, picture: Image.Image) -> None:
         """Hand a picture of the series `name` on; called on rank 0."""
-        file = io.BytesIO()
-        picture.save(file, "PNG")
-        self.mailbox.put_picture.remote(Picture(images_seen, name, file.getvalue()))
+        self.mailbox.put_picture.remote(Picture.of(images_seen, name, picture))
 
     def stop_requested(self) -> bool:
         """Whether somebody asked to end with a checkpoint."""

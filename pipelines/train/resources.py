@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from glo_core.common.errors import ConfigError
 from pipelines.common.ray_nodes import Node, NodeType, autoscaler_node_types, live_nodes
+from pipelines.common.ray_session import uses_cluster
+from pipelines.common.this_machine import this_machine
 from pipelines.train.config import TrainJob
 
 log = logging.getLogger("glo.train")
@@ -66,6 +68,21 @@ class Pool(NamedTuple):
         return f"{there}; its autoscaler may add {types}" if types else there
 
 
+def trains_here(job: TrainJob) -> bool:
+    """Whether the training needs no Ray: it has one worker, and nobody has named a cluster, or connected to one."""
+    return job.fewest_and_most_workers == (1, 1) and not uses_cluster()
+
+
+def resources_here(job: TrainJob) -> dict[str, float]:
+    """CPUs and GPUs of the one worker, on this machine alone. Prints them.
+
+    Raises:
+        ConfigError: if this machine has fewer than the job names.
+    """
+    here = Pool([this_machine()], ())
+    return _printed(job, choose_resources(job, here, here), here)
+
+
 def worker_resources(job: TrainJob) -> dict[str, float]:
     """CPUs and GPUs of each worker: those that the job names, or an even share of what the nodes have. Prints both.
 
@@ -81,9 +98,13 @@ def worker_resources(job: TrainJob) -> dict[str, float]:
             raise
         # An autoscaler that does not tell what it can start: Ray asks it, and `StartWatch` says what is waited for.
         resources = {"CPU": job.cpus_per_worker} | ({"GPU": 1.0} if job.device == "gpu" else {})
+    return _printed(job, resources, possible)
+
+
+def _printed(job: TrainJob, resources: dict[str, float], pool: Pool) -> dict[str, float]:
     in_words = Node(resources["CPU"], int(resources.get("GPU", 0)))
     device = "gpu" if "GPU" in resources else "cpu"
-    log.info(f"device {device}; {job.workers} worker(s) of {in_words} each; the cluster has {possible}")
+    log.info(f"device {device}; {job.workers} worker(s) of {in_words} each; the cluster has {pool}")
     return resources
 
 

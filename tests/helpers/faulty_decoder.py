@@ -1,6 +1,7 @@
 """A decoder that meets a fault while it is trained, in the workers of a Ray head."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -8,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 FAULT = Path(tempfile.gettempdir()) / f"glo-fault-{os.environ.get('RAY_AUTH_TOKEN', '')[:16]}"
-"""Says what happens: "eio" once, or "memory" each time; gets a line each time. The workers share the test's token"""
+"""Says what happens: "eio" or the name of a signal once, or "memory" each time; gets a line each time.
+
+The workers share the test's token.
+"""
 _CALLS = 12
 """Calls in training before the fault"""
 
@@ -34,6 +38,8 @@ class FaultyDecoder(nn.Module):
             file.write("met\n")
         if kind == "memory":
             torch.empty(2**50)
+        if not earlier and kind.startswith("SIG"):
+            os.kill(os.getpid(), signal.Signals[kind])
         if not earlier:
             with Path("/proc/self/mem").open("rb", buffering=0) as memory:
                 memory.read(1)

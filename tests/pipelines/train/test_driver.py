@@ -1,7 +1,6 @@
 """The driver's side of a training, with a mailbox in this process."""
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,20 +8,14 @@ from typing import Any
 import pytest
 
 from pipelines.common.progress_log import ProgressLog
-from pipelines.train import driver
 from pipelines.train.driver import drain_reports
-from pipelines.train.ray_runtime import Report
-
-
-def call(method: Callable[[], list[Any]]) -> Any:
-    return SimpleNamespace(remote=method)
+from pipelines.train.mailbox import Mailbox, Report
 
 
 def test_reports_go_on_after_one_drain_that_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The mailbox cannot be asked once, and once the log cannot be opened."""
-    monkeypatch.setattr(driver.ray, "get", lambda value: value)  # type: ignore[attr-defined]
     log, path = ProgressLog(tmp_path), tmp_path / "progress.jsonl"
     drains = 0
     done = threading.Event()
@@ -45,9 +38,9 @@ def test_reports_go_on_after_one_drain_that_failed(
     def take_reports() -> list[Report]:
         return [Report(1, drains, {"loss": 1.0, "train_psnr": 1.0})]
 
-    mailbox = SimpleNamespace(
-        take_incidents=call(take_incidents), take_reports=call(take_reports), take_pictures=call(list)
-    )
+    mailbox = Mailbox()
+    monkeypatch.setattr(mailbox, "take_incidents", take_incidents)
+    monkeypatch.setattr(mailbox, "take_reports", take_reports)
     stage: Any = SimpleNamespace(progress=SimpleNamespace(log=log, send=lambda: None))
     with drain_reports(mailbox, stage, 10):
         assert done.wait(60)

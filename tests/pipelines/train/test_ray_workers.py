@@ -4,7 +4,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import ray
 from ray.train.v2._internal.execution import context
 from ray.train.v2._internal.execution.preemption import PreemptionContext
 from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
@@ -14,8 +13,10 @@ from ray.train.v2.api.preemption import PreemptionInfo
 from glo_core.common.failures import RankError, UnseenFileError
 from glo_core.common.location import Location
 from pipelines.train.config import TrainJob
-from pipelines.train.ray_runtime import Mailbox, RayRuntime
-from pipelines.train.ray_workers import _tell, failure_config
+from pipelines.train.mailbox import Mailbox
+from pipelines.train.ray_runtime import RayRuntime
+from pipelines.train.ray_workers import failure_config
+from pipelines.train.worker import tell
 
 
 def test_ranks_do_not_wait_for_those_of_a_machine_that_is_taken_away() -> None:
@@ -37,16 +38,11 @@ def test_a_rank_hears_of_a_preemption_without_waiting_for_another_one(monkeypatc
     assert runtime.preempted()
 
 
-def test_a_part_that_rank_0_does_not_see_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_rank_0_does_not_see_is_told_once() -> None:
     mailbox = Mailbox()
-    handle = SimpleNamespace(
-        put_incident=SimpleNamespace(remote=mailbox.put_incident),
-        put_failure=SimpleNamespace(remote=mailbox.put_failure),
-    )
-    monkeypatch.setattr(ray, "get", lambda answer: answer)  # The actor without its process.
     unseen = UnseenFileError("codes/shard=007.parquet: rank 1 on h1 wrote 9 bytes, and rank 0 on h0 does not see it")
-    _tell(unseen, handle, 0)
-    _tell(RankError("rank 0 on h0 failed"), handle, 1)
+    tell(unseen, mailbox, 0)
+    tell(RankError("rank 0 on h0 failed"), mailbox, 1)
     (line,) = mailbox.take_incidents()
     assert "shard=007.parquet: rank 1 on h1 wrote 9 bytes, and rank 0 on h0 does not see it" in line
     assert mailbox.failure() is None

@@ -1,4 +1,4 @@
-"""A signal to the process group of a training that has a Ray of its own: a checkpoint, and nothing left behind."""
+"""A signal to the process group of a training, without Ray or with one of its own: a checkpoint, and nothing stays."""
 
 import os
 import signal
@@ -31,13 +31,13 @@ def dataset(session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Training:
-    """`python jobs/train.py` with a Ray of its own, in a process group of its own, once it trains."""
+    """`python jobs/train.py` in a process group of its own, once it trains; two workers need a Ray, which it starts."""
 
-    def __init__(self, dataset: Path, run: Path, *before: str) -> None:
+    def __init__(self, dataset: Path, run: Path, *before: str, workers: int = 1) -> None:
         self.run, self.log = run, run.parent / "log"
         self.tracking = f"sqlite:///{run.parent}/mlflow.db"
         command = [*before, sys.executable, str(ROOT / "jobs/train.py"), "--dataset", str(dataset), "--run", str(run),
-                   "--tracking-uri", self.tracking]  # fmt: skip
+                   "--tracking-uri", self.tracking, "--workers", str(workers)]  # fmt: skip
         with self.log.open("wb") as log:
             self.process = subprocess.Popen([*command, *FLAGS], stdout=log, stderr=log, start_new_session=True)
         progress = run / "progress.jsonl"
@@ -71,18 +71,25 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    ("before", "number"),
+    ("before", "number", "workers"),
     [
-        pytest.param(("timeout", "500"), signal.SIGTERM, id="timeout"),  # Passes a signal on as it does at its end.
-        pytest.param((), signal.SIGTERM, id="SIGTERM", marks=SLOW),
-        pytest.param((), signal.SIGINT, id="SIGINT", marks=SLOW),
-        pytest.param((), signal.SIGHUP, id="SIGHUP", marks=SLOW),
+        pytest.param(("timeout", "500"), signal.SIGTERM, 1, id="timeout"),  # Passes a signal on as it does at its end.
+        pytest.param(("timeout", "500"), signal.SIGTERM, 2, id="timeout with Ray", marks=SLOW),
+        pytest.param((), signal.SIGTERM, 2, id="SIGTERM", marks=SLOW),
+        pytest.param((), signal.SIGINT, 1, id="SIGINT", marks=SLOW),
+        pytest.param((), signal.SIGINT, 2, id="SIGINT with Ray", marks=SLOW),
+        pytest.param((), signal.SIGHUP, 2, id="SIGHUP", marks=SLOW),
     ],
 )
 def test_a_signal_to_the_group_stops_with_a_checkpoint(
-    dataset: Path, tmp_path: Path, trainings: list[Training], before: tuple[str, ...], number: signal.Signals
+    dataset: Path,
+    tmp_path: Path,
+    trainings: list[Training],
+    before: tuple[str, ...],
+    number: signal.Signals,
+    workers: int,
 ) -> None:
-    training = Training(dataset, tmp_path / "run", *before)
+    training = Training(dataset, tmp_path / "run", *before, workers=workers)
     trainings.append(training)
     if before:
         training.process.send_signal(number)
@@ -104,7 +111,7 @@ def test_a_signal_to_the_group_stops_with_a_checkpoint(
 
 @pytest.mark.slow
 def test_a_killed_driver_leaves_nothing_of_ray_behind(dataset: Path, tmp_path: Path, trainings: list[Training]) -> None:
-    training = Training(dataset, tmp_path / "run")
+    training = Training(dataset, tmp_path / "run", workers=2)
     trainings.append(training)
     training.process.kill()
     assert training.remaining(120) == []  # Two agents of Ray look once every ten seconds whether they are needed.
