@@ -106,22 +106,23 @@ def train_in_turns(kind: Kind, steps: int, scratch: str, parent: Connection) -> 
     # In this process alone.
     setattr(glo_core.training.loop, "empty_table", filled_table)  # noqa: B010
     setattr(InitialCodes, "fill", lambda *_: None)  # noqa: B010
-    done, since, counters = 0, 0.0, (0, 0)
+    # The first step makes the optimizer's state: it belongs to no stretch.
+    done, since, counters = -1, 0.0, (0, 0)
 
     def on_step(_: int) -> None:
         nonlocal done, since, counters
         done += 1
-        if done % steps == 0:
+        if done % steps:
+            return
+        if done:
             to_disk(tables[0])
             seconds, after = time.perf_counter() - since, disk_counters()
             moved = after[0] - counters[0], after[1] - counters[1]
             parent.send(Stretch(seconds, *moved, resident(), cached(tables[0])))
-        if done % steps == 0 or done == 1:  # The first step makes the optimizer's state.
-            done -= done == 1
-            if not parent.recv():
-                raise EnoughError
-            out_of_cache(tables[0])
-            counters, since = disk_counters(), time.perf_counter()
+        if not parent.recv():
+            raise EnoughError
+        out_of_cache(tables[0])
+        counters, since = disk_counters(), time.perf_counter()
 
     images = MadeUpImages(kind.rows)
     parent.send(resident())
@@ -246,6 +247,7 @@ def measure(kinds: Sequence[Kind], steps: int, rounds: int, scratch: str) -> Ite
     for number in range(rounds):
         for trainer in trainers if number % 2 == 0 else reversed(trainers):
             trainer.stretches.append(trainer.train())
+            print(f"round {number + 1}: {trainer.kind}: {trainer.stretches[-1].seconds:.2f} s", flush=True)
     for trainer in trainers:
         trainer.end()
         yield trainer
@@ -363,7 +365,10 @@ def main() -> None:
                          "rows of a lane of the smallest table")  # fmt: skip
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     steps = options.windows * options.window * SHARDS // BATCH
-    print(f"{describe()}; {DIM} dimensions, batch {BATCH}, decoder of {SIDE} px gray, stretches of {steps} steps")
+    print(
+        f"{describe()}; {DIM} dimensions, batch {BATCH}, decoder of {SIDE} px gray, stretches of {steps} steps",
+        flush=True,
+    )
     sizes = sorted(options.rows)
     kinds = [Kind(rows, options.window, options.decoder) for rows in sizes]
     kinds += [Kind(rows, None, options.decoder) for rows in sizes if rows <= options.in_memory][-1:]
