@@ -22,6 +22,10 @@ PCA_SIDE = 32
 """Pixels of a side; larger images are reduced by area before their covariance is taken"""
 CHUNK = 2048
 """Images in memory at once"""
+_WHOLE = 1024
+"""Rows of a covariance up to which all eigenvectors are found: it takes a fraction of a second"""
+_BLOCKS, _OVERSAMPLING = 6, 16
+"""Blocks of a Krylov space, and columns of each beyond the number of components"""
 
 
 def random_codes(config: ResolvedCodeConfig, ids: Int[Int64Array, " n"], seed: int) -> Float[Tensor, "n dim"]:
@@ -152,13 +156,37 @@ def _principal(
     covariance: Float[Tensor, "pixels pixels"], dim: int
 ) -> tuple[Float[Tensor, "pixels dim"], Float[Tensor, ""]]:
     """Components `[pixels, dim]` and scale `[]`, as `PcaInit` holds them, of a covariance `[pixels, pixels]`."""
-    values, vectors = torch.linalg.eigh(covariance)  # Ascending.
+    small = len(covariance) <= _WHOLE or 2 * _BLOCKS * (dim + _OVERSAMPLING) > len(covariance)
+    values, vectors = torch.linalg.eigh(covariance) if small else _leading_eigenvectors(covariance, dim)  # Ascending.
     variances, vectors = values.flip(0)[:dim].clamp_min(0), vectors.flip(1)[:, :dim]
     # An eigenvector's sign is arbitrary: make its largest entry positive.
     signs = torch.sign(vectors.gather(0, vectors.abs().argmax(0, keepdim=True)))
     components = covariance.new_zeros(len(covariance), dim)
     components[:, : len(variances)] = vectors * signs * (variances > variances[0] * 1e-10)
     return components, variances.sum().sqrt().clamp_min(1e-12)
+
+
+def _leading_eigenvectors(
+    covariance: Float[Tensor, "pixels pixels"], dim: int
+) -> tuple[Float[Tensor, " k"], Float[Tensor, "pixels k"]]:
+    """The leading eigenvalues `[k]`, ascending, and eigenvectors `[pixels, k]` of a covariance, k a little above `dim`.
+
+    By Rayleigh-Ritz within a block Krylov space (Musco and Musco, NeurIPS 2015, algorithm 2). Where the variances fall
+    like those of photographs, the components capture the variance of the exact ones to 1e-9. Its time is
+    spent in products of large matrices. `eigh` takes four times as long or more, and many times more on a busy machine,
+    where each of its thousands of small steps waits for threads that do not run.
+    """
+    width = dim + _OVERSAMPLING
+    generator = torch.Generator().manual_seed(0)
+    block = torch.randn(len(covariance), width, generator=generator, dtype=covariance.dtype).to(covariance.device)
+    basis = covariance.new_zeros(len(covariance), 0)
+    for _ in range(_BLOCKS):
+        block = covariance @ block
+        for _ in range(2):  # Once leaves rounding errors of the size of small blocks.
+            block = torch.linalg.qr(block - basis @ (basis.T @ block))[0]
+        basis = torch.cat([basis, block], dim=1)
+    values, rotation = torch.linalg.eigh(basis.T @ (covariance @ basis))
+    return values[-width:], basis @ rotation[:, -width:]
 
 
 def _chunks(images: ImageSource, work: InStep) -> Iterator[Float[Tensor, "n pixels"]]:

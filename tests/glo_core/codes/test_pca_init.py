@@ -23,6 +23,32 @@ def test_scores_are_those_of_an_svd_up_to_sign_and_one_scale(blobs: torch.Tensor
     np.testing.assert_allclose(np.abs(scores), np.abs(expected), atol=1e-8)
 
 
+def photographs(count: int) -> torch.Tensor:
+    """Made-up color images whose variance falls with the frequency as in photographs, uint8 [count, 32, 32, 3]."""
+    frequency = np.hypot(np.fft.fftfreq(32)[:, None], np.fft.fftfreq(32)) + 1 / 32
+    noise = np.random.default_rng(0).normal(size=(count, 3, 32, 32))
+    fields = np.fft.ifft2(np.fft.fft2(noise) / frequency).real
+    return torch.from_numpy((128 + 40 * fields / fields.std()).clip(0, 255).astype(np.uint8)).permute(0, 2, 3, 1)
+
+
+def test_components_of_many_pixels_capture_the_variance_of_exact_ones() -> None:
+    source = TensorImages(photographs(300))
+    init = PcaInit.fit(source, 32, SingleProcess())
+    pixels = reduced_pixels(source.take(np.arange(300))).numpy()
+    variances = np.linalg.svd(pixels - pixels.mean(0), compute_uv=False)[:32] ** 2 / 300
+    np.testing.assert_allclose(init.scale.item() ** 2, variances.sum(), rtol=1e-8)
+    components = init.components.numpy()
+    np.testing.assert_allclose(components.T @ components, np.eye(32), atol=1e-12)
+    captured = ((pixels - pixels.mean(0)) @ components).var(0)
+    np.testing.assert_allclose(captured.sum(), variances.sum(), rtol=1e-8)
+    np.testing.assert_allclose(captured[:8], variances[:8], rtol=1e-8)
+
+
+def test_many_pixels_of_few_images_have_components_up_to_their_rank() -> None:
+    init = PcaInit.fit(TensorImages(photographs(20)), 32, SingleProcess())
+    assert init.components.norm(dim=0).round().tolist() == [1] * 19 + [0] * 13
+
+
 def test_sphere_codes_are_unit_and_ball_codes_fill_the_ball(blobs: torch.Tensor) -> None:
     source = TensorImages(blobs)
     init = PcaInit.fit(source, 5, SingleProcess())
