@@ -27,7 +27,7 @@ from glo_core.codes.pca_init import PcaInit
 from glo_core.codes.ridge import RidgeRegression
 from glo_core.common.digests import digest_json, floats_as_text
 from glo_core.common.runtime import SingleProcess
-from glo_core.data.dataset import BlockImages
+from glo_core.data.block_images import BlockImages
 from glo_core.evaluation.config import InvertConfig
 from glo_core.evaluation.inversion import Inverter
 from glo_core.evaluation.metrics import reconstruction_quality

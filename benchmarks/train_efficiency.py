@@ -26,7 +26,7 @@ from glo_core.common.location import Location
 from glo_core.common.memory import keep_freed_memory
 from glo_core.common.records import write_record
 from glo_core.common.runtime import Metrics
-from glo_core.data.dataset import BlockImages
+from glo_core.data.block_images import BlockImages
 from glo_core.dataset_format.blocks import write_block
 from glo_core.dataset_format.config import ResolvedDatasetConfig
 from glo_core.dataset_format.records import write_config

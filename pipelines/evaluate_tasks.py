@@ -25,7 +25,8 @@ from glo_core.common.files import atomic_write, write_bytes
 from glo_core.common.memory import keep_freed_memory
 from glo_core.common.runtime import SingleProcess
 from glo_core.common.tensor_files import read_tensors, tensor_bytes
-from glo_core.data.dataset import BlockImages, Dataset
+from glo_core.data.block_images import BlockImages
+from glo_core.data.dataset import Dataset
 from glo_core.evaluation.config import InvertConfig
 from glo_core.evaluation.inversion import Inverter
 from glo_core.evaluation.metrics import ReconstructionSums, reconstruction_quality

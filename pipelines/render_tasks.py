@@ -15,7 +15,8 @@ import numpy.typing as npt
 from glo_core.checkpoint.reader import Checkpoint
 from glo_core.common.arrays import Int64Array, UInt8Array, UInt64Array
 from glo_core.common.counter_rng import key64, mix64
-from glo_core.data.dataset import BlockImages, Dataset
+from glo_core.data.block_images import BlockImages
+from glo_core.data.dataset import Dataset
 from glo_core.evaluation.neighbors import Neighbors, nearest, take_ids
 from pipelines.common.followup import shard_groups
 from pipelines.common.ray_data import ray_task

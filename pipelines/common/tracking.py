@@ -6,6 +6,7 @@ and each would spend seconds on a library that it must not use.
 
 import contextlib
 import functools
+import importlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,11 @@ from pipelines.common.tracking_config import TrackingConfig, tracking_uri
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def import_mlflow() -> None:
+    """Import MLflow, which takes seconds, while another process prepares the work."""
+    importlib.import_module("mlflow")
 
 
 def _one_line_errors(method: Callable[P, R]) -> Callable[P, R]:

@@ -4,36 +4,33 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from glo_core.checkpoint.layout import DECODER_PARTS, MARK, committed_checkpoints, metrics_path
-from glo_core.checkpoint.reader import Checkpoint
 from glo_core.common.errors import ConfigError, DatasetError
 from glo_core.common.files import write_bytes
 from glo_core.common.records import read_record
 from glo_core.data.dataset import Dataset
 from glo_core.data.lanes import num_lanes
 from glo_core.data.lanes import overload as overload_of
-from glo_core.decoder.build import make_decoder
 from glo_core.decoder.config import Shape
-from glo_core.decoder.cost import cost, num_parameters
 from glo_core.evaluation.record import MetricsRecord
-from glo_core.losses.weighted_sum import make_loss
 from glo_core.training.config import ResolvedTrainConfig
-from glo_core.training.epoch_batches import too_many_workers
-from glo_core.training.restore import require_decoder
 from glo_core.training.schedule import Phase
 from pipelines.common.ray_session import ray_session
 from pipelines.common.records import TrainDone, read_run_record
 from pipelines.common.stage import Input, Stage, identity_of, open_stage, run_id_of
 from pipelines.common.stop_signals import STOPPED_STATUS
+from pipelines.common.tracking import import_mlflow
 from pipelines.train.arguments import WorkerArguments
 from pipelines.train.config import TrainJob
 from pipelines.train.local_worker import LocalWorker, WorkerHere
 from pipelines.train.phases import next_phase, resolve_recipe
 from pipelines.train.resources import resources_here, trains_here, worker_resources
 from pipelines.train.workers import Workers
+
+if TYPE_CHECKING:  # It brings PyTorch, which takes seconds; a new run on this machine needs it in the worker alone.
+    from glo_core.checkpoint.reader import Checkpoint
 
 log = logging.getLogger("glo.train")
 _WARM_START = "warm_start"
@@ -58,7 +55,10 @@ def run_training(job: TrainJob, worker: LocalWorker | None = None) -> TrainDone:
     inputs = {"dataset": Input(job.dataset, dataset.root_digest, made_by)}
     warm_start = _warm_start(job)
     if warm_start is not None and job.warm_start is not None:
-        require_decoder(warm_start, recipe.decoder, _shape(recipe, dataset))
+        from glo_core.training.restore import require_decoder
+
+        shape = Shape(recipe.code.dim, dataset.config.resolution, dataset.config.channels)
+        require_decoder(warm_start, recipe.decoder, shape)
         inputs["warm_start"] = Input(job.warm_start, warm_start.digest, run_id_of(job.warm_start))
     with open_stage(
         "train",
@@ -93,13 +93,15 @@ def _train_phase(
     dataset: Dataset,
     stage: Stage[TrainDone],
     phase: Phase,
-    warm_start: Checkpoint | None,
+    warm_start: "Checkpoint | None",
     worker: LocalWorker | None,
 ) -> TrainDone:
     snapshot = stage.record.phases[-1].snapshot
     with _workers(job, worker) as workers:
         arguments = _arguments(job, recipe, phase, snapshot, workers.resources, warm_start is not None)
         workers.prepare(arguments)
+        import_mlflow()
+        workers.require_prepared()
         if warm_start is not None:
             _copy_decoder(warm_start, job.run / _WARM_START)  # The copy is whole before `run.json` names it.
         length = {"images": phase.target, "workers": job.workers, "device": job.device}
@@ -158,17 +160,19 @@ def _arguments(
     )
 
 
-def _warm_start(job: TrainJob) -> Checkpoint | None:
+def _warm_start(job: TrainJob) -> "Checkpoint | None":
     """The checkpoint of `job.warm_start` whose decoder the run starts from; the run has a copy once it has begun."""
     if job.warm_start is None:
         return None
+    from glo_core.checkpoint.reader import Checkpoint
+
     record, copy = read_run_record(job.run), job.run / _WARM_START
     if record is not None and record.paths.get("warm_start") == str(job.warm_start) and (copy / MARK).exists():
         return Checkpoint(copy)
     return Checkpoint.latest(job.warm_start)
 
 
-def _copy_decoder(checkpoint: Checkpoint, directory: Path) -> None:
+def _copy_decoder(checkpoint: "Checkpoint", directory: Path) -> None:
     """Copy a checkpoint's decoder, so that its run may train on, or be deleted, meanwhile."""
     if checkpoint.directory != directory:
         for name in DECODER_PARTS:
@@ -176,30 +180,26 @@ def _copy_decoder(checkpoint: Checkpoint, directory: Path) -> None:
         write_bytes(directory / MARK, (checkpoint.directory / MARK).read_bytes())  # Last: it commits the copy.
 
 
-def _shape(recipe: ResolvedTrainConfig, dataset: Dataset) -> Shape:
-    return Shape(recipe.code.dim, dataset.config.resolution, dataset.config.channels)
-
-
 def _require_trainable(job: TrainJob, recipe: ResolvedTrainConfig, dataset: Dataset) -> None:
     """Refuse what cannot be trained, before anything records it.
 
     Raises:
         DatasetError: if there is no training image.
-        ConfigError: if decoder or loss cannot be built, or there are more workers than lanes.
+        ConfigError: if there are more workers than lanes, or decoder or loss of a training with Ray cannot be built;
+            a process beside this one looks at its own.
     """
     if not dataset.num_train:
         raise DatasetError(f"{job.dataset}: has no training image; preprocess a folder that has some")
-    try:
-        make_decoder(recipe.decoder, **_shape(recipe, dataset)._asdict())
-        make_loss(
-            recipe.loss, recipe.pyramid, recipe.perceptual_network, dataset.config.resolution, torch.device("cpu")
-        )
-    except ValueError as error:
-        raise ConfigError(f"{job.dataset}: {error}") from None
     lanes = num_lanes(dataset.config.code_shards, recipe.batch_size)
     _, most = job.fewest_and_most_workers
     if most > lanes:
+        from glo_core.training.epoch_batches import too_many_workers
+
         raise ConfigError(too_many_workers(most, dataset.config.code_shards, recipe.batch_size))
+    if not trains_here(job):
+        from pipelines.train.trainable import require_buildable
+
+        require_buildable(recipe, dataset)
 
 
 def _log_plan(job: TrainJob, recipe: ResolvedTrainConfig, dataset: Dataset, phase: Phase) -> None:
@@ -211,26 +211,12 @@ def _log_plan(job: TrainJob, recipe: ResolvedTrainConfig, dataset: Dataset, phas
         f"{recipe.code.dim}; batches of {recipe.batch_size}; to {phase.target:,} images seen ({epochs:.1f} epochs); "
         f"{job.workers} worker(s) on {lanes} lanes"
     )
-    decoder = make_decoder(recipe.decoder, **_shape(recipe, dataset)._asdict())
-    log.info("decoder %s %s", recipe.decoder.kind, _cost(recipe, decoder))
+    from pipelines.train.trainable import decoder_in_words
+
+    log.info("%s", decoder_in_words(recipe, dataset))
     _, most = job.fewest_and_most_workers
     overload = overload_of(world_size=most, lanes=lanes)
     if overload > 1:
         log.info(
             f"{lanes} lanes do not divide among {most} workers: the slowest carries {overload:.2f} times an even share"
         )
-
-
-def _cost(recipe: ResolvedTrainConfig, decoder: torch.nn.Module) -> str:
-    """Parameters, operations and memory of a step, in words."""
-    parameters = num_parameters(decoder)
-    decoding = cost(decoder, recipe.code.dim)
-    if decoding is None:
-        return f"of {parameters:,} parameters; its operations cannot be counted"
-    # A step holds weights, their gradient, Adam's two moments and the EMA, and what the backward pass needs.
-    item_bytes = 8 if recipe.precision == "float64" else 4
-    memory = item_bytes * (5 * parameters + recipe.batch_size * decoding.activations)
-    return (
-        f"of {parameters:,} parameters, {decoding.flops / 1e6:,.1f} MFLOP to decode an image; about "
-        f"{memory / 2**20:,.0f} MiB for a step of {recipe.batch_size} images"
-    )

@@ -37,6 +37,10 @@ class Driver:
         """What to train, once the driver says."""
         return self._arguments.get()
 
+    def buildable(self) -> None:
+        """Tell that decoder and loss can be built."""
+        self.tell("buildable")
+
     def wait_for_go(self) -> None:
         """Wait until the run has its record."""
         self._go.wait()
@@ -79,7 +83,6 @@ class Driver:
 def _train(driver: Driver) -> None:
     from pipelines.train import worker  # Brings PyTorch: while the driver has other things to do.
 
-    worker.import_ahead()
     arguments = driver.arguments()
     runtime = worker.runtime_here(arguments.gpu, driver.put_report, driver.put_picture)
 
@@ -90,7 +93,7 @@ def _train(driver: Driver) -> None:
     if driver.stop_requested:
         stop()
     try:
-        worker.train_rank(arguments, runtime, driver, driver.wait_for_go)
+        worker.train_rank(arguments, runtime, driver, driver)
     except UserError:
         raise
     except Exception:

@@ -26,7 +26,7 @@ from pipelines.train.driver import drain_reports, stop_on_signals
 from pipelines.train.mailbox import Mailbox
 from pipelines.train.resources import trains_here
 
-Kind = Literal["report", "picture", "incident", "failure", "error", "ended"]
+Kind = Literal["report", "picture", "incident", "failure", "error", "buildable", "ended"]
 
 _LAST_SECONDS = 60.0
 """In which the process frees what it has on disks"""
@@ -72,6 +72,17 @@ class LocalWorker:
         """Let the process do what writes nothing into the run: find the principal components of the images."""
         self._order(Order("arguments", arguments))
 
+    def require_prepared(self) -> None:
+        """Wait until the process knows that what it prepares can be trained.
+
+        Raises:
+            UserError: if decoder or loss cannot be built, or the process has ended.
+        """
+        reason = self._receive(until="buildable")
+        failure = self._mailbox.failure()
+        if failure is not None or reason is not None:
+            raise failure or UserError(f"training failed: {reason}")
+
     def begin(self) -> None:
         """Let the process train what it has prepared: the run may be written to."""
         self._order(Order("go"))
@@ -104,12 +115,14 @@ class LocalWorker:
         """Tell the process that somebody wishes to stop."""
         self._order(Order("stop"))
 
-    def _receive(self) -> str | None:
-        """Pass on what the process tells, until it ends; why it ended before its work did."""
+    def _receive(self, until: Kind = "ended") -> str | None:
+        """Pass on what the process tells, up to a message of the kind `until`; why it ended before that."""
         reason, mailbox = None, self._mailbox
         with contextlib.suppress(EOFError, ConnectionError):
             while True:
                 message: Message = self._pipe.recv()
+                if message.kind == until != "ended":
+                    return None
                 match message.kind:
                     case "report":
                         mailbox.put_report(message.value)
@@ -163,6 +176,10 @@ class WorkerHere:
     def prepare(self, arguments: WorkerArguments) -> None:
         """Let the worker find the principal components of the images, if training starts there."""
         self.worker.prepare(arguments)
+
+    def require_prepared(self) -> None:
+        """Wait for the worker's word on decoder and loss; see `Workers`."""
+        self.worker.require_prepared()
 
     def begin(self) -> None:
         """Let the worker train."""

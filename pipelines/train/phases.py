@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 
 from glo_core.checkpoint.layout import committed_checkpoints
-from glo_core.checkpoint.reader import Checkpoint
 from glo_core.common.errors import CheckpointError
 from glo_core.data.dataset import Dataset
 from glo_core.training.auto_config import resolve_defaults
@@ -51,6 +50,8 @@ def next_phase(stage: Stage[TrainDone], job: TrainJob, dataset: Dataset) -> Phas
 
 def _is_there(run: Path, done: TrainDone) -> bool:
     """Whether `run` still has, as far as can be seen without reading it, the checkpoint that `done` tells of."""
+    from glo_core.checkpoint.reader import Checkpoint
+
     try:
         Checkpoint(run / "checkpoints" / str(done.images_seen)).require_parts()
     except CheckpointError:
@@ -63,6 +64,8 @@ def _images_seen(job: TrainJob, dataset: Dataset) -> int:
     marks = committed_checkpoints(job.run)
     if not marks:
         return 0
+    from glo_core.checkpoint.reader import Checkpoint  # Brings PyTorch, which a new run does not wait for.
+
     newest = Checkpoint(marks[-1])
     dataset.at(newest.snapshot)
     return newest.position.images_seen

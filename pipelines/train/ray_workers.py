@@ -42,6 +42,9 @@ class RayWorkers:
     def prepare(self, arguments: WorkerArguments) -> None:
         """Do nothing: there are no workers yet."""
 
+    def require_prepared(self) -> None:
+        """Do nothing: the driver has looked at decoder and loss."""
+
     def begin(self) -> None:
         """Do nothing: there are no workers yet."""
 

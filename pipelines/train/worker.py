@@ -3,6 +3,7 @@
 import importlib
 import socket
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from PIL import Image
@@ -19,13 +20,26 @@ from glo_core.training.init_codes import PCA_FILE
 from glo_core.training.loop import train_phase
 from pipelines.train.arguments import WorkerArguments
 from pipelines.train.mailbox import Complaints, Picture, Report
+from pipelines.train.trainable import require_buildable
 
 _ERRORS_OF_CODE = (TypeError, ValueError, AttributeError, LookupError, ImportError, AssertionError, NotImplementedError)
 """Of this project, or of the user's own decoder or loss: another attempt would raise them again"""
 
 
+class Patience(Protocol):
+    """A driver that begins the run while its worker prepares."""
+
+    def buildable(self) -> None:
+        """Be told that decoder and loss can be built."""
+        ...
+
+    def wait_for_go(self) -> None:
+        """Return when the run may be written to."""
+        ...
+
+
 def train_rank(
-    arguments: WorkerArguments, runtime: Runtime, complaints: Complaints, wait_for_go: Callable[[], None] | None = None
+    arguments: WorkerArguments, runtime: Runtime, complaints: Complaints, patience: Patience | None = None
 ) -> None:
     """Train one rank to the end of its phase.
 
@@ -33,8 +47,8 @@ def train_rank(
         arguments: what to train.
         runtime: this rank and its connection to the others.
         complaints: is told of an error.
-        wait_for_go: returns when the run may be written to; the principal components are found before. None if it may
-            be written to now.
+        patience: of a driver that has not begun the run yet: the principal components are found before. None if the
+            run may be written to now.
 
     Raises:
         Exception: whatever ended training; `complaints` has been told of it.
@@ -44,9 +58,12 @@ def train_rank(
     try:
         dataset = Dataset.open(arguments.dataset).at(arguments.snapshot)
         pca_init = None
-        if wait_for_go is not None:
+        if patience is not None:
+            require_buildable(arguments.recipe, dataset)
+            patience.buildable()
+            import_ahead()
             pca_init = _pca_init(arguments, dataset, runtime)
-            wait_for_go()
+            patience.wait_for_go()
         train_phase(
             arguments.recipe,
             dataset.images(()),  # No shard yet: the loop selects its own.

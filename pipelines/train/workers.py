@@ -21,6 +21,14 @@ class Workers(Protocol):
         """Begin what writes nothing into the run, while the driver does other things."""
         ...
 
+    def require_prepared(self) -> None:
+        """Wait until what is prepared is known to be possible.
+
+        Raises:
+            ConfigError: if decoder or loss cannot be built.
+        """
+        ...
+
     def begin(self) -> None:
         """Let those that have prepared train: the run has its record."""
         ...

@@ -21,6 +21,7 @@ from pipelines.common.stage import identity_of
 from pipelines.train.config import TrainJob
 from pipelines.train.job import _require_trainable
 from pipelines.train.phases import next_phase, resolve_recipe
+from pipelines.train.trainable import require_buildable
 
 
 @pytest.fixture
@@ -126,8 +127,9 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     images: int, changes: dict[str, Any], line: str
 ) -> None:
     config = ResolvedDatasetConfig(resolution=32, channels=1)
-    dataset: Any = SimpleNamespace(num_train=images, config=config)
+    dataset: Any = SimpleNamespace(path="/d", num_train=images, config=config)
     job = TrainJob(dataset=Location("/d"), run=Path("/r"), batch_size=16, code=glo.CodeConfig(dim=3), **changes)
     with pytest.raises(glo.UserError) as caught:
         _require_trainable(job, resolve_recipe(job, dataset), dataset)
+        require_buildable(resolve_recipe(job, dataset), dataset)
     assert str(caught.value).startswith(line)

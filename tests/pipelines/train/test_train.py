@@ -66,6 +66,16 @@ def test_two_workers_make_the_losses_of_one(undisturbed: Path, dataset: Path) ->
     np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-9)
 
 
+def test_one_worker_beside_the_job_makes_the_bits_of_one_under_ray_train(undisturbed: Path, dataset: Path) -> None:
+    run = dataset.parent / "beside"
+    command = [sys.executable, ROOT / "jobs/train.py", "--dataset", dataset, "--run", run, *FLAGS]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert losses(run) == losses(undisturbed)
+    assert Checkpoint.latest(run).record.parts == Checkpoint.latest(undisturbed).record.parts
+
+
 class Training:
     """`python jobs/train.py`, to be disturbed."""
 
