@@ -1,5 +1,6 @@
 """Digests: BLAKE3 of bytes, or of canonical JSON, so that another language computes the same ones."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,21 @@ def new_hasher() -> Any:
     Raises:
         UserError: if the package blake3 is not installed.
     """
+    return _blake3()()
+
+
+@functools.cache
+def _blake3() -> Any:
     try:
         from blake3 import blake3  # Only what reads or writes files needs it.
     except ImportError:
         raise UserError("the package blake3, which checks files, is not installed; pip install blake3") from None
-    return blake3()
+    return blake3
 
 
 def digest(data: bytes | memoryview) -> bytes:
     """BLAKE3-128 of `data`."""
-    return bytes(new_hasher().update(data).digest(length=DIGEST_BYTES))
+    return bytes(_blake3()(data).digest(length=DIGEST_BYTES))
 
 
 def digest_json(value: Any) -> str:

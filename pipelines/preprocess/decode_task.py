@@ -4,7 +4,6 @@ row group of the plan -> bytes (read once) -> content hash -> pixels -> blocks/N
 """
 
 import contextlib
-import faulthandler
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +33,7 @@ from pipelines.preprocess.plan import is_done, plan_path, read_plan
 from pipelines.preprocess.reader_process import ReaderProcess
 from pipelines.preprocess.reading import NotLoadedError, foreign_data, read_file
 from pipelines.preprocess.sources import place_of
+from pipelines.preprocess.time_limit import time_limit
 
 MemberReader = Callable[[Location, Sequence[int], Sequence[int]], Iterator[tuple[int, Content]]]
 """Reads members of a container, as `read_members`"""
@@ -129,17 +129,15 @@ def _decoder(config: ResolvedDatasetConfig, *, in_process_of_its_own: bool) -> I
             yield process.decode
         return
 
-    def decode_here(data: bytes) -> Decoded:
-        # The time limit ends the process, and the next attempt finds out which file it was. Reading, which may be
-        # slow, does not count: the clock runs in here alone.
-        faulthandler.dump_traceback_later(SECONDS_PER_FILE, exit=True, file=2)
-        try:
-            with foreign_data("broken"):
-                return decode(data, config)
-        finally:
-            faulthandler.cancel_dump_traceback_later()
+    with time_limit(SECONDS_PER_FILE) as limit:
 
-    yield decode_here
+        def decode_here(data: bytes) -> Decoded:
+            # The time limit ends the process, and the next attempt finds out which file it was. Reading, which may be
+            # slow, does not count: the clock runs in here alone.
+            with limit, foreign_data("broken"):
+                return decode(data, config)
+
+        yield decode_here
 
 
 # ---------------------------------------------------------------- reading

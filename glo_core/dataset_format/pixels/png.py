@@ -29,6 +29,8 @@ _GRAY, _RGB, _PALETTE, _GRAY_ALPHA, _RGB_ALPHA = 0, 2, 3, 4, 6
 """Kinds of color, by their numbers in the header"""
 _BYTES = {_GRAY: 1, _PALETTE: 1}
 """Of a pixel in Pillow's memory; of the other kinds four"""
+_MODES = {_GRAY: "L", _RGB: "RGB", _GRAY_ALPHA: "LA", _RGB_ALPHA: "RGBA"}
+"""Pillow's modes of 8 bits"""
 _LOW_BYTES = "RGB;16L"
 """Pillow keeps the first of two bytes of a sample; read in the other order, it keeps the second"""
 
@@ -75,10 +77,9 @@ def open_png(data: bytes, policy: ResolvedDatasetConfig) -> Raster:
     pixel = _BYTES.get(kind, pixel) * (1 + (depth == 16 and kind == _GRAY))
     # The data are in memory twice: as the file, and as the chunks of the picture.
     check_memory(width, height, width * height * pixel + len(data) + sum(map(len, chunks.picture)), policy)
-    picture = b"".join((_SIGNATURE, *chunks.picture))
-    image = open_picture(picture, "PNG")
-    require_size(image.size, (width, height))
-    image.load()
+    image = None if policy.allow_truncated else _plain_image(chunks)
+    if image is None:
+        image = _opened(chunks, (width, height))
     turned = exif.orientation(chunks.exif)
     if image.mode == "I;16":
 
@@ -90,8 +91,38 @@ def open_png(data: bytes, policy: ResolvedDatasetConfig) -> Raster:
         # Pillow keeps 16-bit gray with alpha as RGBA.
         raster = raster_of(image, policy, orientation=turned, profile=profile, gray=kind == _GRAY_ALPHA)
     if kind in (_GRAY, _RGB) and chunks.transparency:
-        return with_transparent_color(raster, _transparent(image, picture, chunks.transparency, depth), policy)
+        return with_transparent_color(raster, _transparent(image, chunks, depth), policy)
     return raster
+
+
+def _opened(chunks: _Chunks, size: tuple[int, int]) -> Image.Image:
+    """The picture as Pillow opens and loads it."""
+    image = open_picture(_picture(chunks), "PNG")
+    require_size(image.size, size)
+    image.load()
+    return image
+
+
+def _plain_image(chunks: _Chunks) -> Image.Image | None:
+    """The picture of 8 bits and no palette by Pillow's decoder of its bytes alone; None for others, and for damage.
+
+    Opening a small file as a PNG takes Pillow longer than decoding it, and its chunks have been looked at already.
+    What is damaged is opened all the same, since that says what is wrong.
+    """
+    if len(chunks.header) != 13:
+        return None
+    width, height, depth, kind, *methods = struct.unpack(">IIBBBBB", chunks.header)
+    if depth != 8 or kind not in _MODES or any(methods):  # Interlaced, or compressed in a way that nobody knows
+        return None
+    compressed = b"".join([chunk[8:-4] for chunk in chunks.picture[1:]])
+    try:
+        return Image.frombytes(_MODES[kind], (width, height), compressed, "zip", _MODES[kind])
+    except ValueError:
+        return None
+
+
+def _picture(chunks: _Chunks) -> bytes:
+    return b"".join((_SIGNATURE, *chunks.picture))
 
 
 # ---------------------------------------------------------------- chunks
@@ -165,12 +196,12 @@ def _part(image: Image.Image, first: int, last: int) -> NDArray[Any]:
     return np.asarray(image.crop((0, first, image.width, last)))
 
 
-def _transparent(image: Image.Image, picture: bytes, color: bytes, depth: int) -> Matches:
+def _transparent(image: Image.Image, chunks: _Chunks, depth: int) -> Matches:
     """Which pixels have the one transparent color, compared in all bits that the file has."""
     # Of the two bytes of each value only the bits of the file's depth count.
-    values = np.frombuffer(color, ">u2") & (2**depth - 1)
+    values = np.frombuffer(chunks.transparency, ">u2") & (2**depth - 1)
     if image.mode == "RGB" and depth == 16:
-        return _matches_deep(image, picture, values)
+        return _matches_deep(image, _picture(chunks), values)
     if image.mode == "RGB":
         return lambda first, last: (_part(image, first, last) == values).all(axis=2)
     # Pillow spreads 2 and 4 bits over 0 to 255.
