@@ -18,6 +18,16 @@ from tests.helpers.processes import end, free_port
 from tests.helpers.write_images import write_images
 
 
+def await_start(node: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until a node says that it runs; a node that starts before its head does gives up."""
+    for _ in range(240):
+        if b"Ray runtime started" in log.read_bytes():
+            return
+        assert node.poll() is None, log.read_text()[-3000:]
+        time.sleep(0.5)
+    raise AssertionError(log.read_text()[-3000:])
+
+
 @pytest.fixture
 def cluster() -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
     """Address of a head without CPUs, and two nodes of one CPU each."""
@@ -25,13 +35,14 @@ def cluster() -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
     address = f"127.0.0.1:{free_port()}"
     head = ["--head", "--num-cpus=0", f"--port={address.split(':')[1]}", "--include-dashboard=false",
             f"--temp-dir={scratch}", "--node-ip-address=127.0.0.1"]  # fmt: skip
-    nodes = []
-    with (scratch / "log").open("wb") as log:
+    nodes: list[subprocess.Popen[bytes]] = []
+    try:
         for options in (head, *[[f"--address={address}", "--num-cpus=1"]] * 2):
             command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options]
-            nodes.append(subprocess.Popen(command, stdout=log, stderr=log))
-            time.sleep(8)
-    try:
+            place = scratch / f"log-{len(nodes)}"
+            with place.open("wb") as log:
+                nodes.append(subprocess.Popen(command, stdout=log, stderr=log))
+            await_start(nodes[-1], place)
         yield address, nodes[1:]
     finally:
         for node in reversed(nodes):

@@ -29,8 +29,10 @@ from tests.helpers.nested_table import deadly_table
 from tests.helpers.paths import ROOT
 
 BUGS = """
-import os, signal, time
+import os, pathlib, signal, time
 import PIL.Image
+
+in_task = "default_worker" in pathlib.Path("/proc/self/cmdline").read_text()
 
 def open_with_bugs(file, *arguments, **options):
     data = file.getvalue() if hasattr(file, "getvalue") else b""
@@ -46,7 +48,7 @@ def open_with_bugs(file, *arguments, **options):
 
 def pread_with_bugs(*arguments):
     data = sound_pread(*arguments)
-    if b"please die while reading" in data:
+    if in_task and b"please die while reading" in data:  # The listing reads a file's first bytes too.
         os.kill(os.getpid(), signal.SIGKILL)
     return data
 
