@@ -4,13 +4,16 @@ from typing import Any
 
 from glo_core.checkpoint.layout import newest_checkpoint_directory
 from jobs.cli import main
-from pipelines.common.stage import saved_config_of_newest
 from pipelines.config import EvaluateConfig, EvaluateJob
 
 
 def saved_config(values: dict[str, Any]) -> dict[str, Any]:
     """The config of this stage when it last ran on the newest checkpoint."""
-    return saved_config_of_newest(values["run"], "evaluation", EvaluateConfig) if "run" in values else {}
+    if "run" not in values:
+        return {}
+    from pipelines.common.stage import saved_config_of_newest  # Brings NumPy and Arrow.
+
+    return saved_config_of_newest(values["run"], "evaluation", EvaluateConfig)
 
 
 def run(job: EvaluateJob) -> None:

@@ -5,13 +5,16 @@ from typing import Any
 from glo_core.checkpoint.layout import newest_checkpoint_directory
 from glo_core.sampling.config import PriorConfig
 from jobs.cli import main
-from pipelines.common.stage import saved_config_of_newest
 from pipelines.config import FitPriorJob
 
 
 def saved_config(values: dict[str, Any]) -> dict[str, Any]:
     """The config of this stage when it last ran on the newest checkpoint."""
-    return saved_config_of_newest(values["run"], "prior", PriorConfig) if "run" in values else {}
+    if "run" not in values:
+        return {}
+    from pipelines.common.stage import saved_config_of_newest  # Brings NumPy and Arrow.
+
+    return saved_config_of_newest(values["run"], "prior", PriorConfig)
 
 
 def run(job: FitPriorJob) -> None:

@@ -3,7 +3,6 @@
 from typing import Any
 
 from glo_core.common.errors import CheckpointError
-from glo_core.dataset_format.snapshots import read_dataset
 from glo_core.training.phases import saved_settings
 from jobs.cli import main
 from pipelines.common.records import read_run_record
@@ -24,6 +23,8 @@ def saved_config(values: dict[str, Any]) -> dict[str, Any]:
 
 def run(job: TrainJob) -> None:
     """Run the job; the libraries that it needs are imported now, so that help and mistakes do not wait for them."""
+    from glo_core.dataset_format.snapshots import read_dataset
+
     read_dataset(job.dataset)
     from pipelines.train.local_worker import early_worker
 

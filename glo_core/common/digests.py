@@ -2,10 +2,9 @@
 
 import functools
 import json
+import numbers
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from glo_core.common.errors import UserError
 from glo_core.common.location import Location
@@ -67,7 +66,7 @@ def canonical_json(value: Any) -> bytes:
 def _canonical(value: Any) -> Any:
     if value is None or isinstance(value, str | bool):
         return value
-    if isinstance(value, int | np.integer):
+    if isinstance(value, numbers.Integral):  # NumPy's too
         return int(value)
     if isinstance(value, list | tuple):
         return [_canonical(item) for item in value]

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
-import pyarrow.fs as pafs
-
 from glo_core.common.credentials import require_no_credentials
 from glo_core.common.errors import ConfigError
 
@@ -171,11 +169,11 @@ class Location:
 
     def exists(self) -> bool:
         """Whether there is a file or directory here."""
-        return self._path.exists() if self._path else bool(self.info().type != pafs.FileType.NotFound)
+        return self._path.exists() if self._path else self.info().type.name != "NotFound"
 
     def is_dir(self) -> bool:
         """Whether there is a directory here."""
-        return self._path.is_dir() if self._path else bool(self.info().type == pafs.FileType.Directory)
+        return self._path.is_dir() if self._path else self.info().type.name == "Directory"
 
     def size(self) -> int:
         """The file's length in bytes."""
@@ -210,6 +208,8 @@ class Location:
                 return sorted(entry.name for entry in entries if entry.is_file())
             return []
         fs, path = self.file_system()
+        import pyarrow.fs as pafs
+
         infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
         return sorted(info.base_name for info in infos if info.type == pafs.FileType.File)
 
@@ -247,6 +247,8 @@ class Location:
             OSError: if the URI's scheme is unknown or its store does not answer.
         """
         if self._uri is None:
+            import pyarrow.fs as pafs
+
             return pafs.LocalFileSystem(), str(self._path)
         fs, base = _connected(self._uri.scheme, self._uri.store, self._uri.options)
         return fs, base + self._text_path
@@ -267,6 +269,8 @@ class Location:
 @functools.cache
 def _connected(scheme: str, host: str, options: str) -> tuple[Any, str]:
     """One file system, with its connections, for each store in a process; and its name of the root."""
+    import pyarrow.fs as pafs  # Here: a command line that is only read does not wait for it.
+
     try:
         fs, base = pafs.FileSystem.from_uri(f"{scheme}://{host}/" + (f"?{options}" if options else ""))
     except ValueError as error:  # pyarrow.ArrowInvalid: a scheme that it does not know, or a bad option
