@@ -211,9 +211,10 @@ def _log_plan(job: TrainJob, recipe: ResolvedTrainConfig, dataset: Dataset, phas
         f"{recipe.code.dim}; batches of {recipe.batch_size}; to {phase.target:,} images seen ({epochs:.1f} epochs); "
         f"{job.workers} worker(s) on {lanes} lanes"
     )
-    from pipelines.train.trainable import decoder_in_words
+    if not trains_here(job):  # Else its worker says so.
+        from pipelines.train.trainable import decoder_in_words
 
-    log.info("%s", decoder_in_words(recipe, dataset))
+        log.info("%s", decoder_in_words(recipe, dataset))
     _, most = job.fewest_and_most_workers
     overload = overload_of(world_size=most, lanes=lanes)
     if overload > 1:

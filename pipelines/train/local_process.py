@@ -41,6 +41,10 @@ class Driver:
         """Tell that decoder and loss can be built."""
         self.tell("buildable")
 
+    def decoder_in_words(self, line: str) -> None:
+        """Tell what the decoder is."""
+        self.tell("decoder", line)
+
     def wait_for_go(self) -> None:
         """Wait until the run has its record."""
         self._go.wait()

@@ -8,6 +8,7 @@ driver passes on. It ends when its pipe does, and so never outlives the driver.
 """
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -26,8 +27,9 @@ from pipelines.train.driver import drain_reports, stop_on_signals
 from pipelines.train.mailbox import Mailbox
 from pipelines.train.resources import trains_here
 
-Kind = Literal["report", "picture", "incident", "failure", "error", "buildable", "ended"]
+Kind = Literal["report", "picture", "incident", "failure", "error", "buildable", "decoder", "ended"]
 
+log = logging.getLogger("glo.train")
 _LAST_SECONDS = 60.0
 """In which the process frees what it has on disks"""
 
@@ -54,6 +56,7 @@ class LocalWorker:
         self.started = False
         """Whether it trains, so that a wish to stop is its own"""
         self._mailbox = _LocalMailbox(self)
+        self._decoder_logged = False
         self._start()
 
     def __enter__(self) -> Self:
@@ -132,6 +135,8 @@ class LocalWorker:
                         mailbox.put_failure(message.value)
                     case "incident":
                         mailbox.put_incident(message.value)
+                    case "decoder":
+                        self._log_decoder(message.value)
                     case "error":
                         reason = message.value
                     case "ended":
@@ -142,6 +147,12 @@ class LocalWorker:
             reason = f"the process that trains {_words(code)}"
             mailbox.put_incident(reason)
         return reason
+
+    def _log_decoder(self, line: str) -> None:
+        """Log what the decoder is, once for all attempts."""
+        if not self._decoder_logged:
+            log.info("%s", line)
+        self._decoder_logged = True
 
     def _order(self, order: Order) -> None:
         with contextlib.suppress(ConnectionError):  # `train` tells of a process that is gone.

@@ -20,7 +20,7 @@ from glo_core.training.init_codes import PCA_FILE
 from glo_core.training.loop import train_phase
 from pipelines.train.arguments import WorkerArguments
 from pipelines.train.mailbox import Complaints, Picture, Report
-from pipelines.train.trainable import require_buildable
+from pipelines.train.trainable import decoder_in_words, require_buildable
 
 _ERRORS_OF_CODE = (TypeError, ValueError, AttributeError, LookupError, ImportError, AssertionError, NotImplementedError)
 """Of this project, or of the user's own decoder or loss: another attempt would raise them again"""
@@ -31,6 +31,10 @@ class Patience(Protocol):
 
     def buildable(self) -> None:
         """Be told that decoder and loss can be built."""
+        ...
+
+    def decoder_in_words(self, line: str) -> None:
+        """Be told what the decoder is, and what a step of it costs."""
         ...
 
     def wait_for_go(self) -> None:
@@ -62,6 +66,7 @@ def train_rank(
             require_buildable(arguments.recipe, dataset)
             patience.buildable()
             import_ahead()
+            patience.decoder_in_words(decoder_in_words(arguments.recipe, dataset))
             pca_init = _pca_init(arguments, dataset, runtime)
             patience.wait_for_go()
         train_phase(
