@@ -84,3 +84,13 @@ class MlflowServer:
 
     def end(self) -> None:
         end(self.process)
+
+
+def await_start(node: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until a node of `ray start --block` says in its `log` that it runs; one that starts before its head gives up."""
+    for _ in range(240):
+        if b"Ray runtime started" in log.read_bytes():
+            return
+        assert node.poll() is None, log.read_text()[-3000:]
+        time.sleep(0.5)
+    raise AssertionError(log.read_text()[-3000:])

@@ -14,18 +14,8 @@ import psutil
 import pytest
 
 from tests.helpers.paths import ROOT
-from tests.helpers.processes import end, free_port
+from tests.helpers.processes import await_start, end, free_port
 from tests.helpers.write_images import write_images
-
-
-def await_start(node: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until a node says that it runs; a node that starts before its head does gives up."""
-    for _ in range(240):
-        if b"Ray runtime started" in log.read_bytes():
-            return
-        assert node.poll() is None, log.read_text()[-3000:]
-        time.sleep(0.5)
-    raise AssertionError(log.read_text()[-3000:])
 
 
 @pytest.fixture

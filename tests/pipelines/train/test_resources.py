@@ -23,7 +23,7 @@ from pipelines.train import start_watch
 from pipelines.train.config import TrainJob
 from pipelines.train.resources import Pool, choose_resources
 from tests.helpers.paths import ROOT
-from tests.helpers.processes import end, free_port
+from tests.helpers.processes import await_start, end, free_port
 
 SMALL, BIG, GPU = Node(2, 0), Node(16, 0), Node(8, 4)
 
@@ -178,8 +178,11 @@ def test_an_autoscaler_of_ray_up_tells_what_can_come(monkeypatch: pytest.MonkeyP
         path.write_text(json.dumps(config))
         command = ["start", "--head", "--block", "--num-cpus=2", f"--port={port}", f"--temp-dir={folder}",
                    "--include-dashboard=false", f"--autoscaling-config={path}"]  # fmt: skip
-        head = subprocess.Popen([sys.executable, "-m", "ray.scripts.scripts", *command], stdout=subprocess.DEVNULL)
+        log = Path(folder) / "log"
+        with log.open("wb") as file:
+            head = subprocess.Popen([sys.executable, "-m", "ray.scripts.scripts", *command], stdout=file, stderr=file)
         try:
+            await_start(head, log)
             address = f"{ray.util.get_node_ip_address()}:{port}"
             for _ in range(60):
                 done = ask(address)
