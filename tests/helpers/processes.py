@@ -87,7 +87,7 @@ class MlflowServer:
 
 
 def await_start(node: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until a node of `ray start --block` says in its `log` that it runs; one that starts before its head gives up."""
+    """Wait until a node of `ray start --block` says in `log` that it runs; one that starts before its head gives up."""
     for _ in range(240):
         if b"Ray runtime started" in log.read_bytes():
             return
