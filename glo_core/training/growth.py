@@ -56,7 +56,7 @@ class Growth:
         """Add a shard: old rows, their image ids and learned raw codes `[n, dim]`, and the new rows, int64 each."""
         # Which rows are in the sample depends on their ids alone: it is the same one at every world size.
         chosen = np.flatnonzero(uniform(key64("growth"), ids) < self._share)
-        self._sample.append((old_rows[chosen], learned[torch.from_numpy(chosen)].clone()))
+        self._sample.append((old_rows[chosen], learned[torch.from_numpy(chosen)]))
         self._new.append(new_rows)
 
     def count(self, learner: Learner) -> int:

@@ -1,10 +1,14 @@
 """Bring a learner to the state of a checkpoint."""
 
 import dataclasses
+import functools
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -12,6 +16,7 @@ from glo_core.checkpoint.attempt import Attempt, require_seen
 from glo_core.checkpoint.layout import MARK, Position, committed_checkpoints
 from glo_core.checkpoint.reader import Checkpoint
 from glo_core.codes.table import Table, raw_name
+from glo_core.common.ahead import one_ahead
 from glo_core.common.errors import CheckpointError
 from glo_core.common.files import differences
 from glo_core.common.runtime import Runtime
@@ -190,14 +195,22 @@ def _restore(checkpoint: Checkpoint, learner: Learner, epochs: EpochBatches) -> 
         state.setdefault(names[name], {})[slot] = value
     learner.optimizer.load_state_dict({**learner.optimizer.state_dict(), "state": state})
     growth = Growth(int(epochs.sizes.sum()))
-    for shard, (first, last) in rows_of_shards(epochs.images).items():
-        _restore_shard(checkpoint, learner.table, shard, first, last, growth)
+    shards = rows_of_shards(epochs.images)
+    names = ["image_id", *learner.table.resident.columns()]
+    reads = one_ahead(functools.partial(checkpoint.shard, shard, names) for shard in shards)
+    for saved, (first, last) in zip(reads, shards.values(), strict=True):
+        _restore_shard(saved, learner.table, first, last, growth)
     return growth
 
 
-def _restore_shard(checkpoint: Checkpoint, table: Table, shard: int, first: int, last: int, growth: Growth) -> None:
-    """Set the rows of a code shard, `first` to before `last`, to the checkpoint's; add old and new rows to `growth`."""
-    saved = checkpoint.shard(shard)
+def _restore_shard(saved: dict[str, npt.NDArray[Any]], table: Table, first: int, last: int, growth: Growth) -> None:
+    """Set the rows of a code shard, `first` to before `last`, to the saved ones; add old and new rows to `growth`."""
+    if np.array_equal(table.ids[first:last], saved["image_id"]):  # Nothing was appended or removed: as they are.
+        columns = {name: _tensor(values) for name, values in saved.items() if name != "image_id"}
+        table.write(first, columns)
+        rows = np.arange(first, last)
+        growth.add(rows, saved["image_id"], columns[raw_name(table.config)], rows[:0])
+        return
     # Axis [image that both have]: its id, its row in the table, from `first` on, and its row in the checkpoint's shard.
     ids, rows, saved_rows = np.intersect1d(table.ids[first:last], saved["image_id"], return_indices=True)
     columns = table.read(first, last)
@@ -207,3 +220,10 @@ def _restore_shard(checkpoint: Checkpoint, table: Table, shard: int, first: int,
     new_rows = first + np.delete(np.arange(last - first), rows)
     growth.add(first + rows, ids, torch.from_numpy(saved[raw_name(table.config)][saved_rows]), new_rows)
     table.write(first, columns)
+
+
+def _tensor(values: npt.NDArray[Any]) -> Tensor:
+    """`values` as a tensor that is only read, without a copy."""
+    with warnings.catch_warnings():  # PyTorch warns of memory that must not be written, as Arrow's.
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(values)
