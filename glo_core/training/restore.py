@@ -196,8 +196,8 @@ def _restore(checkpoint: Checkpoint, learner: Learner, epochs: EpochBatches) -> 
     learner.optimizer.load_state_dict({**learner.optimizer.state_dict(), "state": state})
     growth = Growth(int(epochs.sizes.sum()))
     shards = rows_of_shards(epochs.images)
-    names = ["image_id", *learner.table.resident.columns()]
-    reads = one_ahead(functools.partial(checkpoint.shard, shard, names) for shard in shards)
+    columns = ["image_id", *learner.table.resident.columns()]
+    reads = one_ahead(functools.partial(checkpoint.shard, shard, columns) for shard in shards)
     for saved, (first, last) in zip(reads, shards.values(), strict=True):
         _restore_shard(saved, learner.table, first, last, growth)
     return growth
