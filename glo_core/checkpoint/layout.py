@@ -62,6 +62,8 @@ class CheckpointRecord(Record):
     projection: Literal["sphere", "ball"]
     code_optimizer: Literal["adam", "adagrad", "sgd"]
     precision: Literal["float32", "float64"]
+    autocast: Literal["off", "bfloat16"] = "off"
+    """What the decoder computed in besides its precision; not identity"""
     train_psnr: float | None
     """PSNR in dB of the last report before the checkpoint"""
     parts: dict[str, Part]

@@ -50,6 +50,7 @@ class Checkpoint:
         self.position, self.snapshot = self.record.position, self.record.snapshot
         self.code_shards, self.code_dim = self.record.code_shards, self.record.code_dim
         self.projection, self.optimizer = self.record.projection, self.record.code_optimizer
+        self.autocast = self.record.autocast
 
     @classmethod
     def latest(cls, run: Path) -> "Checkpoint":
@@ -174,8 +175,10 @@ class Checkpoint:
     def decoder_differences(self, config: ResolvedDecoderConfig, shape: Shape) -> Sequence[str]:
         """A line `key: old -> new` for every setting in which a decoder of `config` and `shape` differs."""
         old, new = self.decoder_record(), DecoderRecord.of(config, shape)
+        # Which rows share batch statistics belongs to a batch size; a decoder of the same weights may have another one.
+        old_config = dataclasses.replace(old.config, norm_group=new.config.norm_group)
         return differences(
-            {"decoder": dataclasses.asdict(old.config), **old.shape._asdict()},
+            {"decoder": dataclasses.asdict(old_config), **old.shape._asdict()},
             {"decoder": dataclasses.asdict(new.config), **new.shape._asdict()},
         )
 

@@ -13,7 +13,7 @@ from glo_core.codes.config import CodeConfig
 from glo_core.codes.projection import to_ball, to_sphere
 from glo_core.codes.row_optimizers import OPTIMIZERS
 from glo_core.common.arrays import Int, Int64Array
-from glo_core.common.shapes import Float, Shaped, Tensor
+from glo_core.common.shapes import Bool, Float, Shaped, Tensor
 
 
 def _on_host(tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
@@ -51,8 +51,13 @@ class Table(Protocol):
         """
         ...
 
-    def fetch(self, rows: Int[Int64Array, " b"]) -> Int[Tensor, " b"]:
-        """Bring `rows` (int64 `[b]`) into memory; returns their slots in `resident`, int64 `[b]` on the device."""
+    def fetch(self, rows: Int[Int64Array, " b"], on_device: Int[Tensor, " b"] | None = None) -> Int[Tensor, " b"]:
+        """Bring rows into memory; returns their slots in `resident`, int64 `[b]` on the device.
+
+        Args:
+            rows: int64 `[b]`.
+            on_device: the same numbers on the device, where they are there already.
+        """
         ...
 
     def chunks(self, rows: Int[Int64Array, " n"], limit: int) -> list[Int[Int64Array, " _"]]:
@@ -112,8 +117,10 @@ class CodeTable:
     def begin_epoch(self, windows: Sequence[Int[Int64Array, " _"]]) -> None:
         """Nothing is to be read ahead."""
 
-    def fetch(self, rows: Int[Int64Array, " b"]) -> Int[Tensor, " b"]:
+    def fetch(self, rows: Int[Int64Array, " b"], on_device: Int[Tensor, " b"] | None = None) -> Int[Tensor, " b"]:
         """The numbers `rows` (int64 `[b]`) themselves, on the device."""
+        if on_device is not None:
+            return on_device
         return torch.from_numpy(rows).to(self.raw.device, non_blocking=True)
 
     def chunks(self, rows: Int[Int64Array, " n"], limit: int) -> list[Int[Int64Array, " _"]]:
@@ -150,18 +157,35 @@ class CodeTable:
         return self.project(self.raw[rows])
 
     @torch.no_grad()
-    def update(self, rows: Int[Tensor, " b"], grad: Float[Tensor, "b dim"], learning_rate: float) -> None:
+    def update(
+        self,
+        rows: Int[Tensor, " b"],
+        grad: Float[Tensor, "b dim"],
+        learning_rate: float | Float[Tensor, ""],
+        *,
+        changed: Bool[Tensor, "b 1"] | None = None,
+    ) -> None:
         """Take one step of the optimizer on `rows`; in the ball, codes are projected back into it.
 
         Args:
-            rows: unique row numbers, int64 `[b]`.
+            rows: row numbers, int64 `[b]`; one that stands there twice has the same gradient in both places.
             grad: gradient of the sum of the images' losses by the raw rows, `[b, dim]`.
             learning_rate: the step size.
+            changed: bool `[b, 1]`, False for rows that stay as they are; None changes all.
         """
         count = self.num_updates[rows] + 1
         state = {name: column[rows] for name, column in self.state.items()}
-        raw = self.raw[rows] - learning_rate * self._optimizer.step(self.config, state, count, grad)
-        self.raw[rows] = to_ball(raw) if self.config.projection == "ball" else raw
+        raw = self.raw[rows]
+        moved = raw - learning_rate * self._optimizer.step(self.config, state, count, grad)
+        moved = to_ball(moved) if self.config.projection == "ball" else moved
+        self._put(self.raw, rows, moved, changed)
         for name, column in self.state.items():
-            column[rows] = state[name]
-        self.num_updates[rows] = count
+            self._put(column, rows, state[name], changed)
+        self._put(self.num_updates, rows, count, changed)
+
+    @staticmethod
+    def _put(column: Tensor, rows: Int[Tensor, " b"], values: Tensor, changed: Bool[Tensor, "b 1"] | None) -> None:
+        """Set `rows` of a column to `values` `[b, ...]`, but for those that are not `changed`."""
+        if changed is not None:
+            values = torch.where(changed if values.ndim > 1 else changed[:, 0], values, column[rows])
+        column[rows] = values

@@ -105,7 +105,7 @@ class WindowedTable:
             numbers = (visits + self._first_window[lane]).tolist()
             self._next.update(itertools.pairwise(numbers))
 
-    def fetch(self, rows: Int[Int64Array, " b"]) -> Int[Tensor, " b"]:
+    def fetch(self, rows: Int[Int64Array, " b"], on_device: Int[Tensor, " b"] | None = None) -> Int[Tensor, " b"]:
         """Bring the windows of `rows` (int64 `[b]`) into memory; the caller may change the rows there.
 
         The rows of a lane may lie in as many windows as it has slots. Those of a step do, if a window has at least as

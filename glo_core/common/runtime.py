@@ -27,6 +27,10 @@ class Runtime(Protocol):
         """Replace `tensor` by its sum over all ranks, and return it; any shape, the same on every rank."""
         ...
 
+    def start_all_reduce_sum(self, tensor: Shaped[Tensor, "*shape"]) -> Callable[[], object]:
+        """Begin to replace `tensor` by its sum over all ranks; it is whole after a call of what this returns."""
+        ...
+
     def broadcast(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         """Replace `tensor` by that of rank 0, and return it; any shape, the same on every rank."""
         ...
@@ -67,6 +71,8 @@ class SingleProcess:
         on_picture: Callable[[int, str, Image.Image], None] | None = None,
     ) -> None:
         self.device = torch.device(device)
+        if self.device.type == "cuda":  # Streams, events and pinned memory then belong to the same GPU.
+            torch.cuda.set_device(self.device)
         self.on_report, self.on_picture = on_report, on_picture
         self.shows_pictures = on_picture is not None
         self.stop = False
@@ -74,6 +80,10 @@ class SingleProcess:
     def all_reduce_sum(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         """Return `tensor` as it is: there is one rank."""
         return tensor
+
+    def start_all_reduce_sum(self, tensor: Shaped[Tensor, "*shape"]) -> Callable[[], object]:
+        """Nothing is to be waited for: `tensor` is the sum."""
+        return lambda: None
 
     def broadcast(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         """Return `tensor` as it is."""
@@ -119,6 +129,15 @@ class TorchDistributed(SingleProcess):
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def start_all_reduce_sum(self, tensor: Shaped[Tensor, "*shape"]) -> Callable[[], object]:
+        """Begin to replace `tensor` by its sum over all ranks; the work's own `wait` ends it."""
+        if self.world_size == 1:
+            return lambda: None
+        work = dist.all_reduce(tensor, async_op=True)
+        assert work is not None
+        wait: Callable[[], object] = work.wait
+        return wait
 
     def broadcast(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         """Replace `tensor` by that of rank 0, and return it."""

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from glo_core.common.errors import CheckpointError, ConfigError, one_line
-from glo_core.decoder.batch_norm import mask_batch_norms
+from glo_core.decoder.batch_norm import group_batch_norms
 from glo_core.decoder.config import KINDS, MODULE, DecoderConfig, Shape
 from glo_core.decoder.residual import ResidualDecoder
 from glo_core.decoder.transposed import TransposedDecoder
@@ -107,7 +107,7 @@ def _imported(kind: str, shape: Shape) -> nn.Module:
 def _with_exact_norms(decoder: nn.Module, shape: Shape, name: str) -> nn.Module:
     """The user's `decoder` with batch norms that are exact at every world size, after a trial on two codes."""
     try:
-        decoder = mask_batch_norms(decoder)
+        decoder = group_batch_norms(decoder)
         weight = next(decoder.parameters(), torch.zeros(()))
         with torch.no_grad():
             trial = tuple(decoder.eval()(torch.zeros(2, shape.code_dim).to(weight)).shape)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
-from glo_core.common.config import AutoInts, Config
+from glo_core.common.config import AutoInt, AutoInts, Config
 from glo_core.common.limits import require_at_most
 
 DecoderKind = Literal["seed", "dcgan", "residual"]
@@ -30,6 +30,8 @@ class DecoderConfig(Config):
     """Seed only: side of the transposed convolutions but for the first and the last"""
     batch_norm_momentum: float = 0.01
     """Weight of a new batch in the running statistics"""
+    norm_group: AutoInt = None
+    """Rows of a global batch that share batch statistics: whole lanes; auto takes the fewest that make 32 rows"""
     modulation: bool = False
     """Residual only: the code also scales and shifts each group norm"""
 
@@ -44,6 +46,8 @@ class DecoderConfig(Config):
             raise ValueError(f"`kernel_size` (={self.kernel_size}) needs `kind` seed, not {self.kind}")
         if not 0 < self.batch_norm_momentum <= 1:
             raise ValueError(f"`batch_norm_momentum` (={self.batch_norm_momentum}) must be in (0, 1]")
+        if self.norm_group is not None and self.norm_group < 1:
+            raise ValueError(f"`norm_group` (={self.norm_group}) must be at least 1 row, or auto")
         if self.modulation and self.kind != "residual":
             raise ValueError(f"`modulation` needs `kind` residual, not {self.kind}")
         require_at_most(self, filters=2**16, kernel_size=64)
@@ -78,6 +82,8 @@ class ResolvedDecoderConfig(DecoderConfig):
 
     filters: tuple[int, ...] = field()
     """Channels at 4, 8, 16, ... px, one number for each doubling; none for a decoder of your own"""
+    norm_group: int = field()
+    """Rows of a global batch that share batch statistics"""
 
 
 def _doublings(resolution: int) -> int:

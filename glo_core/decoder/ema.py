@@ -6,9 +6,14 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
-from glo_core.common.runtime import Runtime
 from glo_core.common.shapes import Float, Tensor
-from glo_core.decoder.batch_norm import MaskedBatchNorm, shared_batch
+from glo_core.decoder.batch_norm import (
+    GroupedBatchNorm,
+    NormGroups,
+    batch_norms,
+    merge_running_statistics,
+    norm_groups_set,
+)
 
 RAMP_UP = 0.05
 """The half-life is at most this fraction of the images seen, so that the first weights soon have no share (EDM2, Karras
@@ -42,31 +47,30 @@ class EmaDecoder:
             target.copy_(source)
 
     def _other_buffers(self, decoder: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pairs of buffers, of this decoder and of `decoder`, that are no running statistics of a `MaskedBatchNorm`."""
+        """Pairs of buffers, of this decoder and of `decoder`, but for running statistics of a `GroupedBatchNorm`."""
         for target, source in zip(self.decoder.modules(), decoder.modules(), strict=True):
-            if not isinstance(target, MaskedBatchNorm):
+            if not isinstance(target, GroupedBatchNorm):
                 yield from zip(target.buffers(recurse=False), source.buffers(recurse=False), strict=True)
 
     @torch.no_grad()
-    def refresh_statistics(
-        self, batches: Iterable[tuple[Float[Tensor, "b code_dim"], Float[Tensor, " b"]]], runtime: Runtime
-    ) -> None:
+    def refresh_statistics(self, batches: Iterable[Float[Tensor, "b code_dim"]], groups: NormGroups) -> None:
         """Recompute the running statistics as means over `batches`; those of the trained decoder belong to its weights.
 
         Args:
-            batches: codes `[b, code_dim]` and their mask `[b]`, 1 for images and 0 for padding; as many on every rank.
-            runtime: the ranks, which all call this.
+            batches: this rank's codes of global batches, `[b, code_dim]`, padding included; as many on every rank.
+            groups: the norm groups of the recipe.
         """
-        norms = [module for module in self.decoder.modules() if isinstance(module, MaskedBatchNorm)]
+        norms = batch_norms(self.decoder)
         if not norms:
             return
         momenta = [norm.momentum for norm in norms]
         self.decoder.train()
-        for number, (codes, mask) in enumerate(batches, start=1):
-            for norm in norms:
-                norm.momentum = 1 / number  # A cumulative mean: lerp by 1/k at the k-th batch.
-            with shared_batch(self.decoder, mask, runtime):
+        with norm_groups_set(self.decoder, groups):
+            for number, codes in enumerate(batches, start=1):
+                for norm in norms:
+                    norm.momentum = 1 / number  # A cumulative mean: lerp by 1/k at the k-th batch.
                 self.decoder(codes)
+            merge_running_statistics(self.decoder, len(codes))
         self.decoder.eval()
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from glo_core.common.shapes import Float, Tensor
-from glo_core.decoder.batch_norm import MaskedBatchNorm
+from glo_core.decoder.batch_norm import GroupedBatchNorm
 from glo_core.decoder.config import DecoderConfig, Shape
 
 
@@ -34,7 +34,7 @@ class TransposedDecoder(nn.Module):
         layers = [nn.ConvTranspose2d(shape.code_dim, widths[0], 4, bias=False)]
         layers += [_doubling(a, b, kernel, bias=False) for a, b in itertools.pairwise(widths)]
         self.convolutions = nn.ModuleList(layers)
-        self.norms = nn.ModuleList([MaskedBatchNorm(width, momentum) for width in widths])
+        self.norms = nn.ModuleList([GroupedBatchNorm(width, momentum) for width in widths])
         self.output = _doubling(widths[-1], shape.channels, last_kernel, bias=last_bias)
 
     @classmethod

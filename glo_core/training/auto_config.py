@@ -7,8 +7,10 @@ import dataclasses
 from typing import Any
 
 from glo_core.codes.config import ResolvedCodeConfig
+from glo_core.common.errors import ConfigError
 from glo_core.decoder.config import ResolvedDecoderConfig
 from glo_core.training.config import ResolvedTrainConfig, TrainConfig
+from glo_core.training.norm_groups import allowed_norm_groups, default_norm_group
 
 _IMAGES_PER_BATCH_ROW = 1024
 """Images of the dataset for each image of a batch: small batches learn more of each image, large ones are faster"""
@@ -17,12 +19,27 @@ _IMAGES_TO_SEE, _GROWTH = 15_000, 0.4
 
 
 def resolve_defaults(
-    config: TrainConfig, num_images: int, resolution: int, earlier: ResolvedTrainConfig | None = None
+    config: TrainConfig,
+    num_images: int,
+    resolution: int,
+    earlier: ResolvedTrainConfig | None = None,
+    *,
+    code_shards: int = 32,
 ) -> ResolvedTrainConfig:
     """The recipe of a training on `num_images` images of `resolution` px, with a value for every setting.
 
     A setting that `config` leaves auto has the value of `earlier`, the recipe of the same run; without one it follows
     the rules. A resolved config is returned as it is.
+
+    Args:
+        config: what was asked for.
+        num_images: of the dataset.
+        resolution: side of the images in pixels.
+        earlier: recipe of the same run.
+        code_shards: S of the dataset.
+
+    Raises:
+        ConfigError: if `decoder.norm_group` is not a number of whole lanes.
     """
     if isinstance(config, ResolvedTrainConfig):
         return config
@@ -34,8 +51,26 @@ def resolve_defaults(
     batch_size, dim, filters = chosen_by_run or (batch_size, dim, config.decoder.default_widths(resolution))
     code |= {"dim": config.code.dim or dim}
     decoder |= {"filters": config.decoder.filters or filters}
+    batch_size = config.batch_size or batch_size
+    decoder |= {"norm_group": _norm_group(config, batch_size, code_shards, earlier)}
     resolved = {"code": ResolvedCodeConfig(**code), "decoder": ResolvedDecoderConfig(**decoder)}
-    return ResolvedTrainConfig(**fields | resolved | {"batch_size": config.batch_size or batch_size})
+    return ResolvedTrainConfig(**fields | resolved | {"batch_size": batch_size})
+
+
+def _norm_group(config: TrainConfig, batch_size: int, code_shards: int, earlier: ResolvedTrainConfig | None) -> int:
+    """Rows of a norm group: as `config` has it, as in the same run, or by the rule."""
+    rows = config.decoder.norm_group
+    if rows is None and earlier is not None and earlier.batch_size == batch_size:
+        rows = earlier.decoder.norm_group
+    if rows is None:
+        return default_norm_group(batch_size, code_shards)
+    allowed = allowed_norm_groups(batch_size, code_shards)
+    if rows not in allowed:
+        raise ConfigError(
+            f"`decoder.norm_group` (={rows}) must be whole lanes, as many in each group: "
+            f"{', '.join(map(str, allowed))} for `batch_size` {batch_size} and {code_shards} code shards, or auto"
+        )
+    return rows
 
 
 def _fields(config: Any, owner: type | None = None) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -16,8 +15,11 @@ from glo_core.data.epoch_order import LaneEpoch, LaneOrder, images_before_step, 
 from glo_core.data.image_cache import ResidentImages, place_images
 from glo_core.data.image_source import ImageSource
 from glo_core.data.lanes import lanes_of_rank, num_lanes, shards_of_lane
+from glo_core.data.read_ahead import ReadAhead
+from glo_core.decoder.batch_norm import merge_running_statistics
+from glo_core.training.batch import Batch, StepRows, upload
 from glo_core.training.config import ResolvedTrainConfig
-from glo_core.training.learner import Batch, Learner
+from glo_core.training.learner import DTYPES, Learner
 
 STATISTICS_STEPS = 16
 """Batches over which the EMA decoder's running statistics are recomputed"""
@@ -43,13 +45,15 @@ class EpochBatches:
             ConfigError: if there are more ranks than lanes, or a rank has no image.
             DatasetError: if there is no image at all.
         """
-        self.config, self.snapshot = config, images.snapshot
+        self.config, self.snapshot, self.device = config, images.snapshot, runtime.device
         self.lanes = num_lanes(images.code_shards, config.batch_size)
         if runtime.world_size > self.lanes:
             raise ConfigError(too_many_workers(runtime.world_size, images.code_shards, config.batch_size))
         self.rows_per_step = config.batch_size // self.lanes
         self.own_lanes = lanes_of_rank(runtime.rank, world_size=runtime.world_size, lanes=self.lanes)
         """Numbers of this rank's lanes, int64"""
+        self.rows = len(self.own_lanes) * self.rows_per_step
+        """Rows of this rank in a step"""
         own_images = images.select(self._own_shards(images.code_shards))
         self.images = place_images(own_images, cache, runtime.device, runtime.world_size)
         # Since L divides S, an image's lane is id mod L. Axis [row].
@@ -93,25 +97,22 @@ class EpochBatches:
             for i, lane in enumerate(self.own_lanes)
         ]
 
-    def steps_from(self, orders: Sequence[LaneOrder], first: int) -> Iterator[LaneEpoch]:
-        """Of each step from `first` to the epoch's end: rows of this rank's table and which are valid, `[b]` each."""
+    def steps_from(self, orders: Sequence[LaneOrder], first: int) -> Iterator[StepRows]:
+        """This rank's rows of each step from `first` to the epoch's end."""
         for start in range(first, self.steps, ASSIGNED_STEPS):
             assigned = self.assign(orders, start, min(start + ASSIGNED_STEPS, self.steps))
-            yield from map(LaneEpoch, assigned.rows, assigned.valid)
+            yield from upload(assigned, self.device, DTYPES[self.config.precision])
 
     def batches(self, orders: Sequence[LaneOrder], first: int) -> Iterator[Batch]:
-        """The batches of the steps from `first` to the epoch's end; a thread reads mapped images one step ahead."""
+        """The batches of the steps from `first` to the epoch's end; a thread reads images that are not resident."""
         steps = self.steps_from(orders, first)
-        if isinstance(self.images, ResidentImages) and self.images.complete:
-            yield from (Batch(self.images.take(rows), rows, valid) for rows, valid in steps)
+        images = self.images
+        if isinstance(images, ResidentImages) and images.complete and images.device == self.device:
+            yield from (Batch(images.at(rows.on_device), rows) for rows in steps)
             return
-        with ThreadPoolExecutor(1, thread_name_prefix="images") as pool:
-            reads = ((pool.submit(self.images.take, rows), rows, valid) for rows, valid in steps)
-            read = next(reads, None)
-            while read is not None:
-                next_read = next(reads, None)
-                yield Batch(read[0].result(), *read[1:])
-                read = next_read
+        steps, again = itertools.tee(steps)
+        read = ReadAhead(images, self.device).batches(rows.on_host for rows in again)
+        yield from map(Batch, read, steps)
 
     def assign(self, orders: Sequence[LaneOrder], first: int, last: int) -> LaneEpoch:
         """Rows of this rank's table and which are valid, `[last - first, b]`, of the steps `first` to before `last`."""
@@ -122,18 +123,20 @@ class EpochBatches:
         rows = np.minimum(rows, max(len(self.images.ids) - 1, 0))
         return LaneEpoch(rows, np.concatenate([lane.valid for lane in assigned], axis=1))
 
-    def batches_of_codes(
-        self, table: Table, steps: int
-    ) -> Iterator[tuple[Float[Tensor, "b dim"], Float[Tensor, " b"]]]:
-        """Codes `[b, dim]` and masks `[b]`, 1 for valid rows, of the first `steps` steps of epoch 0."""
-        raw = table.resident.raw
-        for rows, valid in itertools.islice(self.steps_from(self.orders(0), 0), steps):
-            yield table.codes(torch.from_numpy(rows)), torch.from_numpy(valid).to(raw.device, raw.dtype)
+    def batches_of_codes(self, table: Table, steps: int) -> Iterator[Float[Tensor, "b dim"]]:
+        """Codes `[b, dim]` of this rank's rows of the first `steps` steps of epoch 0, padding included."""
+        for rows in itertools.islice(self.steps_from(self.orders(0), 0), steps):
+            yield table.codes(torch.from_numpy(rows.on_host))
 
 
 def refresh_statistics(learner: Learner, epochs: EpochBatches) -> None:
-    """Recompute the running statistics of the EMA decoder over the first `STATISTICS_STEPS` batches of epoch 0."""
-    learner.ema.refresh_statistics(epochs.batches_of_codes(learner.table, STATISTICS_STEPS), learner.runtime)
+    """Bring the running statistics of both decoders to what a checkpoint holds; every rank calls this.
+
+    Those of the EMA decoder are recomputed over the first `STATISTICS_STEPS` batches of epoch 0; those of the trained
+    one are merged over ranks.
+    """
+    merge_running_statistics(learner.decoder, epochs.rows)
+    learner.ema.refresh_statistics(epochs.batches_of_codes(learner.table, STATISTICS_STEPS), learner.groups)
 
 
 def too_many_workers(workers: int, code_shards: int, batch_size: int) -> str:

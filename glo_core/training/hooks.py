@@ -34,6 +34,10 @@ class RuntimeWithHooks:
         """The sum of `tensor` over all ranks, in place."""
         return self._runtime.all_reduce_sum(tensor)
 
+    def start_all_reduce_sum(self, tensor: torch.Tensor) -> Callable[[], object]:
+        """Begin the sum of `tensor` over all ranks, in place; the result ends it."""
+        return self._runtime.start_all_reduce_sum(tensor)
+
     def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
         """Rank 0's `tensor`, in place."""
         return self._runtime.broadcast(tensor)

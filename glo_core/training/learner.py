@@ -4,42 +4,32 @@ Every image has a loss l_i. The decoder follows sum_i l_i / B over the global ba
 follows the gradient of sum_i l_i, so that its step neither shrinks with B nor grows with the world size.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
 from glo_core.codes.table import Table
-from glo_core.common.arrays import Int64Array
 from glo_core.common.runtime import Runtime
-from glo_core.common.shapes import Float, Tensor, UInt8
+from glo_core.common.shapes import Bool, Float, Int, Tensor
 from glo_core.data.image_source import ImageSource
-from glo_core.decoder.batch_norm import shared_batch
+from glo_core.decoder.batch_norm import set_norm_groups
 from glo_core.decoder.build import make_decoder
 from glo_core.decoder.config import Shape
 from glo_core.decoder.ema import EmaDecoder
 from glo_core.losses.pixel import mse
 from glo_core.losses.pixel_ranges import to_target, to_unit
 from glo_core.losses.weighted_sum import Loss, make_loss, require_loss_per_image
+from glo_core.training.autocast import autocast
+from glo_core.training.batch import Batch
 from glo_core.training.config import ResolvedTrainConfig
+from glo_core.training.gradient_sum import GradientSum
+from glo_core.training.norm_groups import norm_groups
 from glo_core.training.schedule import Rates
 
 NUM_SUMS = 6
 """Numbers that `Learner.step` sums over images"""
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
-
-class Batch(NamedTuple):
-    """One rank's part of a global batch."""
-
-    images: UInt8[Tensor, "b height width channels"]
-    """uint8 `[b, H, W, C]`"""
-    rows: Int64Array
-    """Rows of the rank's code table, int64 `[b]`"""
-    valid: npt.NDArray[np.bool_]
-    """False for padding, bool `[b]`"""
 
 
 class Learner:
@@ -75,13 +65,24 @@ class Learner:
         self.loss = loss or make_loss(config.loss, config.pyramid, config.perceptual_network, resolution, device)
         self.decoder = decoder.to(device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = EmaDecoder(self.decoder, config.ema_half_life)
+        self.groups = norm_groups(config.decoder.norm_group, config.batch_size, images.code_shards, runtime)
+        set_norm_groups(self.decoder, self.groups)
         self.optimizer = _optimizer(config, self.decoder)
         self.table = table
+        self.autocast = False
+        """Whether the decoder computes in bfloat16"""
+        self.compiled = False
+        """Whether `forward` and `update` are compiled"""
+        self.forward: Callable[..., tuple[Tensor, Tensor, Tensor]] = self._losses
+        self.update: Callable[..., None] = self._update
+        """Two parts of a step that `compile_step` may replace by compiled ones"""
+        self._sum = GradientSum(self.decoder.parameters(), runtime) if runtime.world_size > 1 else None
 
     def step(self, batch: Batch, rates: Rates) -> Float[Tensor, " sums"]:
-        """Train on one batch.
+        """Train on one batch. Nothing here waits for the device, and every shape is the same in every step.
 
         Args:
+            batch: of this rank; its tensors are on the device, but for the images, which may be in host memory.
             rates: factors of the learning rates, from the schedules.
 
         Returns:
@@ -89,38 +90,73 @@ class Learner:
             norm of the raw code and its square, norm of the code's gradient, norm of the decoder's gradient.
             float64 `[6]`, on the device.
         """
-        device = self.runtime.device
-        slots, codes = self.table.fetch(batch.rows), self.table.resident
-        mask = torch.from_numpy(batch.valid).to(device, self.dtype)
-        target = to_target(batch.images.to(device, non_blocking=True), self.dtype)
+        rows = batch.rows
+        slots, codes = self.table.fetch(rows.on_host, rows.on_device), self.table.resident
+        target = to_target(batch.images.to(self.runtime.device, non_blocking=True), self.dtype)
         raw = codes.raw[slots].requires_grad_()
         self.optimizer.zero_grad(set_to_none=True)
-        with shared_batch(self.decoder, mask, self.runtime):  # The backward pass may compute a norm anew.
-            prediction = self.decoder(codes.project(raw))
-            losses = self.loss(prediction, target)
-            (losses * mask).sum().backward()
-        gradient = self._step_decoder(rates.decoder)
+        total, losses, prediction = self.forward(raw, target, rows.mask)
+        total.backward()
         assert raw.grad is not None
-        # d/dz of l_i + weight_decay |z|^2 / 2, for each row by itself.
+        # d/dz of l_i + weight_decay |z|^2 / 2, for each row by itself; the last gradients are still on their way.
         decay = self.config.code.weight_decay
         code_gradient = raw.grad + decay * raw.detach() if decay else raw.grad
-        valid = torch.from_numpy(np.flatnonzero(batch.valid)).to(device)
-        codes.update(slots[valid], code_gradient[valid], rates.codes * self.config.code.learning_rate)
+        rate = torch.full((), rates.codes * self.config.code.learning_rate, dtype=self.dtype, device=raw.device)
+        self.update(slots, code_gradient[rows.source], rate, rows.changed)
+        gradient = self._step_decoder(rates.decoder)
         with torch.no_grad():
             squared = mse(to_unit(prediction), to_unit(target))
             norm, code_gradient_norm = raw.norm(dim=1), raw.grad.norm(dim=1)
             # [6, b] @ [b] -> [6]
             values = [losses, squared, norm, norm.square(), code_gradient_norm, gradient.expand_as(norm)]
-            return torch.stack(values).double() @ mask.double()
+            return torch.stack(values).double() @ rows.mask.double()
+
+    def _losses(
+        self,
+        raw: Float[Tensor, "b dim"],
+        target: Float[Tensor, "b channels height width"],
+        mask: Float[Tensor, " b"],
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, " b"], Float[Tensor, "b channels height width"]]:
+        """Sum of the valid rows' losses, the losses `[b]`, and the decoded images."""
+        codes = self.table.resident.project(raw)
+        with autocast(self.runtime.device, self.autocast):
+            prediction = self.decoder(codes)
+        prediction = prediction.to(self.dtype)
+        losses = self.loss(prediction, target)
+        return (losses * mask).sum(), losses, prediction
+
+    def _update(
+        self,
+        slots: Int[Tensor, " b"],
+        grad: Float[Tensor, "b dim"],
+        rate: Float[Tensor, ""],
+        changed: Bool[Tensor, "b 1"],
+    ) -> None:
+        self.table.resident.update(slots, grad, rate, changed=changed)
+
+    def trial(self, rows: int) -> None:
+        """Compute what a step of `rows` rows computes, on made-up codes and images, and change nothing."""
+        device, running = self.runtime.device, [buffer.clone() for buffer in self.decoder.buffers()]
+        raw = torch.randn(rows, self.shape.code_dim, dtype=self.dtype, device=device, requires_grad=True)
+        target = to_target(
+            torch.zeros(rows, *[self.shape.resolution] * 2, self.shape.channels, dtype=torch.uint8, device=device),
+            self.dtype,
+        )
+        total, _, _ = self.forward(raw, target, torch.ones(rows, dtype=self.dtype, device=device))
+        inputs = [raw, *(parameter for parameter in self.decoder.parameters() if parameter.requires_grad)]
+        gradient = torch.autograd.grad(total, inputs, allow_unused=True)[0]
+        slots = torch.zeros(rows, dtype=torch.int64, device=device)
+        nothing = torch.zeros(rows, 1, dtype=torch.bool, device=device)
+        self.update(slots, gradient, torch.zeros((), dtype=self.dtype, device=device), nothing)
+        with torch.no_grad():
+            for buffer, value in zip(self.decoder.buffers(), running, strict=True):
+                buffer.copy_(value)
 
     def _step_decoder(self, rate_factor: float) -> Float[Tensor, ""]:
         """Step by the gradient of sum_i l_i / B over all ranks; returns its norm before clipping, `[]`."""
+        if self._sum is not None:
+            self._sum.wait()
         gradients = [p.grad for p in self.decoder.parameters() if p.grad is not None]
-        if self.runtime.world_size > 1:
-            # One collective for all of them: a decoder's 6 to 20 MB are too few to be worth overlapping on a CPU.
-            flat = self.runtime.all_reduce_sum(torch.cat([gradient.flatten() for gradient in gradients]))
-            pieces = flat.split([gradient.numel() for gradient in gradients])
-            torch._foreach_copy_(gradients, [p.view(g.shape) for p, g in zip(pieces, gradients, strict=True)])
         torch._foreach_div_(gradients, self.config.batch_size)
         # |g|_2 over all parameters; the host does not read it here, so that nothing waits for the device.
         norm = torch.stack(torch._foreach_norm(gradients)).norm()

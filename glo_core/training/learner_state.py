@@ -24,6 +24,7 @@ def checkpoint_record(
         projection=code.projection,
         code_optimizer=code.optimizer,
         precision=learner.config.precision,
+        autocast="bfloat16" if learner.autocast else "off",
         train_psnr=train_psnr,
         parts={},
     )

@@ -23,7 +23,9 @@ from glo_core.data.image_source import ImageSource
 from glo_core.losses.weighted_sum import Loss
 from glo_core.model import CodesById, Model
 from glo_core.training.auto_config import resolve_defaults
+from glo_core.training.autocast import Autocast
 from glo_core.training.checkpoint_policy import AGREE_STEPS, CheckpointPolicy
+from glo_core.training.compilation import Compile, prepare_step
 from glo_core.training.config import Intervals, TrainConfig
 from glo_core.training.epoch_batches import EpochBatches, refresh_statistics
 from glo_core.training.figures import final_figures
@@ -83,6 +85,8 @@ def train_phase(
     intervals: Intervals | None = None,
     scratch: Path | None = None,
     cache: Cache = "auto",
+    autocast: Autocast = "auto",
+    compile: Compile = "auto",
     warm_start: Path | None = None,
     pca_init: PcaInit | None = None,
     decoder: torch.nn.Module | None = None,
@@ -96,6 +100,8 @@ def train_phase(
         run: directory of checkpoints and metrics; None keeps everything in memory.
         scratch: directory on a local disk for codes that `config.window` keeps out of memory.
         cache: where each rank's images lie; "auto" takes the fastest place that has room.
+        autocast: whether the decoder computes in bfloat16; "auto" does where the device has it in hardware.
+        compile: whether `torch.compile` compiles a step; "auto" does on a GPU.
         warm_start: a checkpoint of another run, whose decoder is where a run without a checkpoint starts.
         pca_init: the principal components of all images, if they are ready; None finds them where codes start there.
         decoder: the module of the decoder kind "module"; it is copied.
@@ -107,7 +113,7 @@ def train_phase(
         DivergedError: if the loss is no longer finite; the checkpoints before it stay.
     """
     runtime, intervals = runtime or SingleProcess(), intervals or Intervals()
-    recipe = resolve_defaults(config, len(images.ids), images.resolution)
+    recipe = resolve_defaults(config, len(images.ids), images.resolution, code_shards=images.code_shards)
 
     # Order, start and state.
     if runtime.device.type == "cpu":
@@ -123,7 +129,9 @@ def train_phase(
         position = begun = restore_or_begin(learner, epochs, phase, newest, warm_start, initial, attempt)
     except StopRequestedError:
         return _result(learner, epochs, begun, run, {})
+    earlier = newest.autocast if newest is not None and newest.position.phase == phase.number else None
     newest = None  # An open checkpoint would never be deleted.
+    prepare_step(learner, epochs.rows, autocast, compile, earlier)
     meter = Meter(learner)
     checkpoints = CheckpointPolicy(
         learner, epochs.images, meter, intervals, attempt, lambda: refresh_statistics(learner, epochs)

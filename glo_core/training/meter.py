@@ -102,6 +102,8 @@ class Meter:
                     "gradient_norm": gradient,
                     "learning_rate": rates.decoder * config.learning_rate,
                     "code_learning_rate": rates.codes * config.code.learning_rate,
+                    "autocast": float(self.learner.autocast),
+                    "compiled": float(self.learner.compiled),
                     "images_per_s": self.timed_images / elapsed,
                     **{f"{activity}_share": seconds / elapsed for activity, seconds in self.seconds.items()},
                 },

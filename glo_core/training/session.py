@@ -173,7 +173,13 @@ def _resolve(
     earlier = run_phases.recipe_of(run, record) if run is not None and record is not None else None
     if run is not None and earlier is not None:
         run_phases.require_own_imports(run, earlier, config)
-    return resolve_defaults(config or earlier or TrainConfig(), len(images.ids), images.resolution, earlier)
+    return resolve_defaults(
+        config or earlier or TrainConfig(),
+        len(images.ids),
+        images.resolution,
+        earlier,
+        code_shards=images.code_shards,
+    )
 
 
 def _new_record(identity: dict[str, Any], images: ImageSource, dataset: Dataset | None) -> RunRecord:

@@ -22,6 +22,8 @@ from glo_core.data.dataset import Dataset
 from glo_core.decoder.config import MODULE, DecoderConfig
 from glo_core.losses.weighted_sum import Loss
 from glo_core.open_run import default_device, image_source
+from glo_core.training.autocast import Autocast
+from glo_core.training.compilation import Compile
 from glo_core.training.config import Intervals, TrainConfig
 from glo_core.training.hooks import OnPreview, OnReport, ProgressBar, RuntimeWithHooks
 from glo_core.training.loop import TrainResult
@@ -42,6 +44,8 @@ def train(
     intervals: Intervals | None = None,
     warm_start: str | Path | None = None,
     cache: Cache = "auto",
+    autocast: Autocast = "auto",
+    compile: Compile = "auto",
     scratch: str | Path | None = None,
     runtime: Runtime | None = None,
     progress: bool = True,
@@ -71,6 +75,9 @@ def train(
         intervals: how often reports, previews and checkpoints come.
         warm_start: another run, whose EMA decoder is the initial one of a new run.
         cache: where images lie while training: "device", "host", "disk", or "auto".
+        autocast: "bfloat16", "off", or "auto": bfloat16 where the device computes in it in hardware. Weights, codes and
+            losses stay float32.
+        compile: "on", "off", or "auto": `torch.compile` on a GPU.
         scratch: directory on a local disk for codes that `config.window` keeps out of memory.
         runtime: ranks and their device; by default one process on the GPU, if there is one.
         progress: show a bar, if the package tqdm is installed.
@@ -93,6 +100,8 @@ def train(
         options={
             "intervals": intervals,
             "cache": cache,
+            "autocast": autocast,
+            "compile": compile,
             "scratch": Path(scratch).expanduser() if scratch is not None else None,
             "warm_start": Checkpoint.latest(Path(warm_start).expanduser()).directory if warm_start else None,
         },

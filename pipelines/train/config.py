@@ -9,6 +9,8 @@ from glo_core.common.config import AutoFloat, AutoInt, AutoPath, MustExist, None
 from glo_core.common.limits import MANY, require_at_most
 from glo_core.common.location import Location
 from glo_core.data.config import Cache
+from glo_core.training.autocast import Autocast
+from glo_core.training.compilation import Compile
 from glo_core.training.config import Intervals, TrainConfig
 from pipelines.common.tracking_config import TrackingConfig
 
@@ -31,6 +33,10 @@ class TrainSettings(TrainConfig):
     """Lost workers after which training gives up; each time it goes on from the last checkpoint"""
     cache: Cache = "auto"
     """Where images lie: on the device, in host memory, or in their mapped blocks; auto takes the fastest with room"""
+    autocast: Autocast = "auto"
+    """Whether the decoder computes in bfloat16 instead of float32; auto where the device does so in hardware"""
+    compile: Compile = "auto"
+    """Whether torch.compile compiles a step; auto on a GPU"""
     scratch: AutoPath = None
     """Directory on each node's local disk for codes that `window` keeps out of memory; auto: the temporary one"""
     warm_start: Annotated[Path | None, NoneWord("off"), MustExist] = None
@@ -51,6 +57,8 @@ class TrainSettings(TrainConfig):
             raise ValueError(f"`workers` (={self.workers}) must be a number from 1 on, or a range such as 1:8")
         if int(numbers[-1]) > _MOST_WORKERS:
             raise ValueError(f"`workers` (={self.workers}) must be at most {_MOST_WORKERS:,}")
+        if self.autocast == "bfloat16" and self.precision == "float64":
+            raise ValueError("`autocast` (=bfloat16) needs `precision` float32; float64 excludes it")
         require_at_most(self, images=MANY, cpus_per_worker=10_000, max_failures=10**9)
 
     @property

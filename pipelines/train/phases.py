@@ -25,7 +25,9 @@ def resolve_recipe(job: TrainJob, dataset: Dataset) -> ResolvedTrainConfig:
     if record is not None:
         earlier = recipe_of(job.run, record)
         require_own_imports(job.run, earlier, job)
-    return resolve_defaults(job, dataset.num_train, dataset.config.resolution, earlier)
+    return resolve_defaults(
+        job, dataset.num_train, dataset.config.resolution, earlier, code_shards=dataset.config.code_shards
+    )
 
 
 def next_phase(stage: Stage[TrainDone], job: TrainJob, dataset: Dataset) -> Phase | None:

@@ -18,7 +18,7 @@ from jobs.cli import parse
 from pipelines.train.config import TrainJob
 from tests.helpers.tiny_training import RESOLVED
 
-OWN = dataclasses.replace(RESOLVED, decoder=ResolvedDecoderConfig(kind="mine:Decoder", filters=()))
+OWN = dataclasses.replace(RESOLVED, decoder=ResolvedDecoderConfig(kind="mine:Decoder", filters=(), norm_group=32))
 
 
 @pytest.fixture

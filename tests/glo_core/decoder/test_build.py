@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import glo_core as glo
-from glo_core.decoder.batch_norm import MaskedBatchNorm
+from glo_core.decoder.batch_norm import GroupedBatchNorm
 from glo_core.decoder.build import make_decoder
 from glo_core.decoder.config import DecoderConfig
 from glo_core.decoder.cost import cost, num_parameters
@@ -162,7 +162,7 @@ def test_a_decoder_of_the_users_trains_is_saved_and_comes_back(tmp_path: Path) -
         batch_size=16, code=glo.CodeConfig(dim=3), decoder=DecoderConfig(kind="my_decoders:Small"), learning_rate=1e-2
     )
     trained = glo.train_phase(config, images, glo.Phase(target=96), run=tmp_path)
-    assert isinstance(trained.decoder.norm, MaskedBatchNorm)
+    assert isinstance(trained.decoder.norm, GroupedBatchNorm)
     assert int(trained.decoder.get_buffer("calls")) >= 6  # Buffers follow the decoder that trains.
     with pytest.raises(glo.CheckpointError, match="imported only if your own command names it"):
         glo.Checkpoint.latest(tmp_path).decoder()

@@ -15,8 +15,8 @@ from glo_core.common.arrays import Int64Array
 from glo_core.data.lanes import lanes_of_rank, num_lanes
 from glo_core.training import epoch_batches
 from glo_core.training.auto_config import resolve_defaults
+from glo_core.training.batch import Batch
 from glo_core.training.epoch_batches import EpochBatches
-from glo_core.training.learner import Batch
 
 MOST_IN_LANE = 14
 
@@ -101,9 +101,9 @@ def cases(draw: st.DrawFn) -> Case:
 def steps_of(epochs: EpochBatches, epoch: int, first: int) -> Iterator[tuple[list[int], list[bool]]]:
     """Ids and mask of this rank's part of each step."""
     for batch in epochs.batches(epochs.orders(epoch), first):
-        ids = epochs.images.ids[batch.rows]
+        ids = epochs.images.ids[batch.rows.on_host]
         assert_images_are_those_of(batch, ids)
-        yield ids.tolist(), batch.valid.tolist()
+        yield ids.tolist(), batch.rows.valid.tolist()
 
 
 def assert_images_are_those_of(batch: Batch, ids: Int64Array) -> None:

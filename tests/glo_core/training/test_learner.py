@@ -1,4 +1,4 @@
-"""One step with padding: whose gradient is divided by what, and what padding may touch, which is nothing."""
+"""One step with padding: whose gradient is divided by what, and what padding may touch: batch statistics alone."""
 
 import copy
 import subprocess
@@ -14,13 +14,14 @@ from torch import nn
 
 import glo_core as glo
 from glo_core.data.epoch_order import LaneEpoch, LaneOrder
-from glo_core.decoder.batch_norm import MaskedBatchNorm
+from glo_core.decoder.batch_norm import GroupedBatchNorm
 from glo_core.decoder.transposed import TransposedDecoder
 from glo_core.losses.pixel import mse
 from glo_core.losses.pixel_ranges import to_target
 from glo_core.training.auto_config import resolve_defaults
+from glo_core.training.batch import Batch, StepRows, upload
 from glo_core.training.epoch_batches import EpochBatches
-from glo_core.training.learner import Batch, Learner
+from glo_core.training.learner import Learner
 from glo_core.training.schedule import Rates
 from tests.distributed import step_ranks
 from tests.helpers.tiny_training import CONFIG, same
@@ -53,7 +54,8 @@ def images() -> glo.TensorImages:
 
 
 def batch_of(rows: np.ndarray, valid: np.ndarray) -> Batch:
-    return Batch(images().take(rows), rows, valid)
+    (step,) = upload(LaneEpoch(rows[None], valid[None]), torch.device("cpu"), torch.float64)
+    return Batch(images().take(rows), step)
 
 
 def take_step(learner: Learner, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
@@ -72,16 +74,15 @@ def with_pytorch_norms(decoder: nn.Module) -> nn.Module:
     plain = copy.deepcopy(decoder)
     norms = plain.norms if isinstance(plain, TransposedDecoder) else nn.ModuleList()
     for place, norm in enumerate(norms):
-        assert isinstance(norm, MaskedBatchNorm)
+        assert isinstance(norm, GroupedBatchNorm)
         norms[place] = nn.BatchNorm2d(len(norm.weight), norm.eps).double()
     return plain.train()
 
 
-def losses_of_valid(learner: Learner, raw: torch.Tensor, decoder: nn.Module) -> torch.Tensor:
-    """l_i of the valid images, `[5]`; their batch statistics are those of these images alone."""
-    rows = torch.from_numpy(ROWS[VALID])
-    target = to_target(images().take(ROWS[VALID]), torch.float64)
-    return mse(decoder(learner.table.resident.project(raw[rows])), target)
+def losses_of_valid(learner: Learner, places: torch.Tensor, decoder: nn.Module) -> torch.Tensor:
+    """l_i of the valid images, `[5]`, by the raw code at each place of the batch; padding counts in the statistics."""
+    target = to_target(images().take(ROWS), torch.float64)
+    return mse(decoder(learner.table.resident.project(places)), target)[torch.from_numpy(VALID)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -89,7 +90,7 @@ def test_the_decoder_follows_the_sum_of_valid_losses_over_the_nominal_batch(kind
     learner = make_learner(kind, batch_size=8)
     plain = with_pytorch_norms(learner.decoder)
     parameters = list(plain.parameters())
-    losses = losses_of_valid(learner, learner.table.resident.raw.clone(), plain)
+    losses = losses_of_valid(learner, learner.table.resident.raw[torch.from_numpy(ROWS)], plain)
     # One backward pass for each image: nothing is averaged on the way.
     of_images = [torch.autograd.grad(loss, parameters, retain_graph=True) for loss in losses]
     expected = [sum(of_parameter) / 8 for of_parameter in zip(*of_images, strict=True)]
@@ -104,23 +105,25 @@ def test_the_decoder_follows_the_sum_of_valid_losses_over_the_nominal_batch(kind
 @pytest.mark.parametrize("projection", ["sphere", "ball"])
 def test_a_code_follows_the_sum_of_valid_losses_undivided(kind: str, projection: Projection) -> None:
     learner = make_learner(kind, batch_size=8, projection=projection)
-    raw = learner.table.resident.raw.clone().requires_grad_()
-    losses_of_valid(learner, raw, with_pytorch_norms(learner.decoder)).sum().backward()
-    assert raw.grad is not None
-    if projection == "ball":  # No code leaves the ball, to be pulled back.
-        assert (raw - raw.grad).norm(dim=1).max() < 1
-    codes, _, _ = take_step(learner, batch_of(ROWS, VALID))
-    torch.testing.assert_close(codes, raw.grad, rtol=1e-9, atol=1e-13)
+    # Each place of the batch is a variable of its own: what padding adds to the statistics moves no code.
+    places = learner.table.resident.raw[torch.from_numpy(ROWS)].requires_grad_()
+    losses_of_valid(learner, places, with_pytorch_norms(learner.decoder)).sum().backward()
+    assert places.grad is not None
     rows = ROWS[VALID]
+    expected = torch.zeros_like(learner.table.resident.raw)
+    expected[torch.from_numpy(rows)] = places.grad[torch.from_numpy(VALID)]
+    if projection == "ball":  # No code leaves the ball, to be pulled back.
+        assert (learner.table.resident.raw - expected).norm(dim=1).max() < 1
+    codes, _, _ = take_step(learner, batch_of(ROWS, VALID))
+    torch.testing.assert_close(codes, expected, rtol=1e-9, atol=1e-13)
     assert codes[rows].abs().amax(1).min() > 1e-6
     assert not codes[np.setdiff1d(np.arange(10), rows)].any()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_padding_to_twice_the_batch_leaves_codes_alone_and_halves_the_decoders_gradient(kind: str) -> None:
-    codes, gradients, sums = take_step(make_learner(kind, 8), batch_of(ROWS, VALID))
+def test_padding_to_twice_the_batch_leaves_codes_alone_and_halves_the_decoders_gradient() -> None:
+    codes, gradients, sums = take_step(make_learner("residual", 8), batch_of(ROWS, VALID))
     padded = batch_of(np.concatenate([ROWS, ROWS]), np.concatenate([VALID, np.zeros(8, bool)]))
-    codes_padded, gradients_padded, sums_padded = take_step(make_learner(kind, 16), padded)
+    codes_padded, gradients_padded, sums_padded = take_step(make_learner("residual", 16), padded)
     torch.testing.assert_close(codes_padded, codes, rtol=1e-9, atol=1e-13)
     for padded_gradient, gradient in zip(gradients_padded, gradients, strict=True):
         torch.testing.assert_close(2 * padded_gradient, gradient, rtol=1e-9, atol=1e-13)
@@ -152,37 +155,48 @@ def test_gradients_are_the_same_at_every_world_size(kind: str, steps_of_ranks: P
 
 
 def other_pixels(batch: Batch) -> Batch:
-    noise = np.random.default_rng(int(batch.rows.sum())).integers(0, 256, batch.images.shape, dtype=np.uint8)
-    valid = torch.from_numpy(batch.valid)[:, None, None, None]
+    noise = np.random.default_rng(int(batch.rows.on_host.sum())).integers(0, 256, batch.images.shape, dtype=np.uint8)
+    valid = torch.from_numpy(batch.rows.valid)[:, None, None, None]
     return batch._replace(images=torch.where(valid, batch.images, torch.from_numpy(noise)))
 
 
-def other_rows(rows: np.ndarray, valid: np.ndarray, table_rows: int) -> np.ndarray:
-    return np.where(valid, rows, np.random.default_rng(int(rows.sum())).integers(0, table_rows, rows.shape))
-
-
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("change", ["pixels", "rows"])
-def test_what_stands_in_padding_changes_no_bit_of_a_step(kind: str, change: str) -> None:
-    def steps(padding: str) -> Sequence[torch.Tensor]:
+def test_the_pixels_of_padding_change_no_bit_of_a_step(kind: str) -> None:
+    def steps(batch: Batch) -> Sequence[torch.Tensor]:
         learner = make_learner(kind, batch_size=8)
-        batch = batch_of(ROWS, VALID)
-        if padding == "pixels":
-            batch = other_pixels(batch)
-        if padding == "rows":
-            rows = other_rows(ROWS, VALID, 10)
-            assert (rows != ROWS).sum() >= 2
-            batch = batch_of(rows, VALID)
         sums = [take_step(learner, batch)[-1] for _ in range(3)]
         return [*sums, *learner.table.resident.columns().values(), *learner.decoder.state_dict().values()]
 
-    for undisturbed, changed in zip(steps("none"), steps(change), strict=True):
+    batch = batch_of(ROWS, VALID)
+    for undisturbed, changed in zip(steps(batch), steps(other_pixels(batch)), strict=True):
         assert torch.equal(undisturbed, changed)
 
 
-@pytest.mark.parametrize("change", ["pixels", "rows"])
-def test_what_stands_in_padding_changes_no_bit_of_a_training(
-    blobs: torch.Tensor, monkeypatch: pytest.MonkeyPatch, change: str
+def test_other_rows_in_padding_change_no_bit_of_a_step_without_batch_statistics() -> None:
+    def steps(rows: np.ndarray) -> Sequence[torch.Tensor]:
+        learner = make_learner("residual", batch_size=8)
+        sums = [take_step(learner, batch_of(rows, VALID))[-1] for _ in range(3)]
+        return [*sums, *learner.table.resident.columns().values(), *learner.decoder.state_dict().values()]
+
+    others = ROWS.copy()
+    others[~VALID] = [1, 3, 8]  # None of them is an image of the batch.
+    for undisturbed, changed in zip(steps(ROWS), steps(others), strict=True):
+        assert torch.equal(undisturbed, changed)
+
+
+def test_padding_takes_the_update_of_the_image_that_it_repeats_or_none() -> None:
+    rows, valid = np.array([[3, 5, 5, 7], [2, 2, 9, 9]]), np.array([[1, 1, 0, 0], [0, 0, 1, 0]], bool)
+    first, second = upload(LaneEpoch(rows, valid), torch.device("cpu"), torch.float32)
+    assert isinstance(first, StepRows)
+    assert first.source.tolist() == [0, 1, 1, 3]
+    assert first.changed[:, 0].tolist() == [True, True, True, False]
+    assert second.source.tolist() == [0, 1, 2, 2]
+    assert second.changed[:, 0].tolist() == [False, False, True, True]
+    assert second.mask.tolist() == [0, 0, 1, 0]
+
+
+def test_the_pixels_of_padding_change_no_bit_of_a_training(
+    blobs: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reports: list[tuple[int, float]] = []
     runtime = glo.SingleProcess(
@@ -194,22 +208,14 @@ def test_what_stands_in_padding_changes_no_bit_of_a_training(
     undisturbed_reports = reports.copy()
     reports.clear()
     changes = []
-    original_batches, original_steps = EpochBatches.batches, EpochBatches.steps_from
+    original_batches = EpochBatches.batches
 
     def batches(self: EpochBatches, orders: Sequence[LaneOrder], first: int) -> Iterator[Batch]:
         for batch in original_batches(self, orders, first):
             yield other_pixels(batch)
-            changes.append(int((~batch.valid).sum()))
+            changes.append(int((~batch.rows.valid).sum()))
 
-    def steps_from(self: EpochBatches, orders: Sequence[LaneOrder], first: int) -> Iterator[LaneEpoch]:
-        for step in original_steps(self, orders, first):
-            yield LaneEpoch(other_rows(step.rows, step.valid, 150), step.valid)
-            changes.append(int((~step.valid).sum()))
-
-    if change == "pixels":
-        monkeypatch.setattr(EpochBatches, "batches", batches)
-    else:
-        monkeypatch.setattr(EpochBatches, "steps_from", steps_from)
+    monkeypatch.setattr(EpochBatches, "batches", batches)
     changed = glo.train_phase(*arguments, runtime=runtime, intervals=glo.Intervals(report=1))
     assert sum(changes) >= 40
     assert reports == undisturbed_reports

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import glo_core as glo
-from glo_core.decoder.batch_norm import MaskedBatchNorm
+from glo_core.decoder.batch_norm import GroupedBatchNorm
 from tests.helpers.modules import submodule
 from tests.helpers.tiny_training import CONFIG, RESOLVED, Impatient, same
 
@@ -64,7 +64,7 @@ def test_a_decoder_under_gradient_descent_resumes_to_the_same_bits(
 
 def test_the_average_forgets_the_start_and_refreshes_its_statistics(blobs: torch.Tensor) -> None:
     trained = glo.train_phase(CONFIG, glo.TensorImages(blobs), glo.Phase(target=3000))
-    running = submodule(trained.decoder, "norms.0", MaskedBatchNorm).running_mean
+    running = submodule(trained.decoder, "norms.0", GroupedBatchNorm).running_mean
     with torch.no_grad():
         features = trained.decoder.get_submodule("convolutions.0")(trained.table.codes()[:, :, None, None])
     np.testing.assert_allclose(running, features.mean(dim=(0, 2, 3)), atol=2e-3)

@@ -14,7 +14,7 @@ from torch import nn
 
 import glo_core as glo
 from glo_core.checkpoint.layout import committed_checkpoints
-from glo_core.decoder.batch_norm import MaskedBatchNorm
+from glo_core.decoder.batch_norm import GroupedBatchNorm
 from glo_core.losses.weighted_sum import Loss
 from tests.helpers.tiny_training import CONFIG
 
@@ -203,7 +203,7 @@ def test_a_module_trains_as_the_decoder_and_only_itself_opens_its_run(blobs: tor
         return glo.train(blobs, config=CODES, decoder=decoder, images_seen=images_seen, run=tmp_path, progress=False)
 
     result = train(module)
-    assert isinstance(result.decoder.norm, MaskedBatchNorm)
+    assert isinstance(result.decoder.norm, GroupedBatchNorm)
     assert isinstance(module.norm, nn.BatchNorm1d)
     assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
     assert result.metrics["psnr"] > 15
