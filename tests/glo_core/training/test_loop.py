@@ -163,13 +163,15 @@ def test_new_rows_start_where_the_decoder_shows_them(
     code = dataclasses.replace(CONFIG.code, init=init)
     rate = CONFIG.learning_rate * batch_size / RESOLVED.batch_size
     config = dataclasses.replace(CONFIG, window=window, batch_size=batch_size, learning_rate=rate, code=code)
-    first = glo.train_phase(config, glo.TensorImages(blobs[:100]), glo.Phase(target=6000), run=tmp_path / "0")
+    first = glo.train_phase(config, glo.TensorImages(blobs[:100]), glo.Phase(target=6000), run=tmp_path / "0", autocast="off")
     before = dict(zip(first.table.ids.tolist(), first.table.codes(), strict=True))
     grown = glo.TensorImages(blobs)
 
     def psnr_after_one_step(run: str) -> tuple[float, float]:
         shutil.copytree(tmp_path / "0", tmp_path / run)
-        after = glo.train_phase(config, grown, glo.Phase(number=1, start=6000, target=6001), run=tmp_path / run)
+        after = glo.train_phase(
+            config, grown, glo.Phase(number=1, start=6000, target=6001), run=tmp_path / run, autocast="off"
+        )
         codes = after.table.codes()
         pairs = [(code, before[i]) for code, i in zip(codes, after.table.ids.tolist(), strict=True) if i in before]
         unmoved = [earlier for code, earlier in pairs if torch.equal(code, earlier)]
