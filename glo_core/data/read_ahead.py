@@ -28,7 +28,7 @@ class ReadAhead:
         """By buffer: when its last copy to the device is done"""
 
     def batches(self, steps: Iterable[Int[Int64Array, " b"]]) -> Iterator[UInt8[Tensor, "b height width channels"]]:
-        """Yield the images of each step's rows (int64 `[b]`), uint8 `[b, H, W, C]`, valid until the next one but one.
+        """Yield the images of each step's rows (int64 `[b]`), uint8 `[b, H, W, C]`, valid until the next one.
 
         Args:
             steps: as many rows in each.
@@ -36,9 +36,9 @@ class ReadAhead:
         reads: deque[Future[int]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="images") as pool:
             for number, rows in enumerate(steps):
-                if len(reads) == BUFFERS - 1:
-                    yield self._on_device(reads.popleft().result())
                 reads.append(pool.submit(self._read, number % BUFFERS, rows))
+                if len(reads) == BUFFERS:
+                    yield self._on_device(reads.popleft().result())
             while reads:
                 yield self._on_device(reads.popleft().result())
 

@@ -62,9 +62,9 @@ def compile_step(
         reason = "batch statistics are summed over ranks"
     else:
         plain = learner.forward, learner.update
-        learner.forward = torch.compile(learner.forward, dynamic=False, backend=backend)
-        learner.update = torch.compile(learner.update, dynamic=False, backend=backend)
         try:
+            learner.forward = torch.compile(learner.forward, dynamic=False, backend=backend)
+            learner.update = torch.compile(learner.update, dynamic=False, backend=backend)
             for _ in range(2):
                 learner.trial(rows)
         except Exception as error:  # The compiler raises anything, by the device, its driver and the decoder.

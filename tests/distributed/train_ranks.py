@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,10 @@ class Counting(glo.TorchDistributed):
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         self.sent += tensor.numel() * tensor.element_size()
         return super().all_reduce_sum(tensor)
+
+    def start_all_reduce_sum(self, tensor: torch.Tensor) -> Callable[[], object]:
+        self.sent += tensor.numel() * tensor.element_size()
+        return super().start_all_reduce_sum(tensor)
 
     def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
         self.sent += tensor.numel() * tensor.element_size()

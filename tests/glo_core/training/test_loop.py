@@ -163,7 +163,9 @@ def test_new_rows_start_where_the_decoder_shows_them(
     code = dataclasses.replace(CONFIG.code, init=init)
     rate = CONFIG.learning_rate * batch_size / RESOLVED.batch_size
     config = dataclasses.replace(CONFIG, window=window, batch_size=batch_size, learning_rate=rate, code=code)
-    first = glo.train_phase(config, glo.TensorImages(blobs[:100]), glo.Phase(target=6000), run=tmp_path / "0", autocast="off")
+    first = glo.train_phase(
+        config, glo.TensorImages(blobs[:100]), glo.Phase(target=6000), run=tmp_path / "0", autocast="off"
+    )
     before = dict(zip(first.table.ids.tolist(), first.table.codes(), strict=True))
     grown = glo.TensorImages(blobs)
 
