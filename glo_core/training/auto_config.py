@@ -4,18 +4,20 @@
 """
 
 import dataclasses
+import math
 from typing import Any
 
 from glo_core.codes.config import ResolvedCodeConfig
 from glo_core.common.errors import ConfigError
 from glo_core.decoder.config import ResolvedDecoderConfig
 from glo_core.training.config import ResolvedTrainConfig, TrainConfig
-from glo_core.training.norm_groups import allowed_norm_groups, default_norm_group
 
 _IMAGES_PER_BATCH_ROW = 1024
 """Images of the dataset for each image of a batch: small batches learn more of each image, large ones are faster"""
 _IMAGES_TO_SEE, _GROWTH = 15_000, 0.4
 """Images seen = 15,000 N^0.4 for N images: 154 epochs of 2,059 images, 20 of 60,000"""
+_NORM_GROUP_ROWS = 32
+"""Rows of a group for `decoder.norm_group` auto, where the batch has as many"""
 
 
 def resolve_defaults(
@@ -63,8 +65,8 @@ def _norm_group(config: TrainConfig, batch_size: int, code_shards: int, earlier:
     if rows is None and earlier is not None and earlier.batch_size == batch_size:
         rows = earlier.decoder.norm_group
     if rows is None:
-        return default_norm_group(batch_size, code_shards)
-    allowed = allowed_norm_groups(batch_size, code_shards)
+        return _default_norm_group(batch_size, code_shards)
+    allowed = _allowed_norm_groups(batch_size, code_shards)
     if rows not in allowed:
         raise ConfigError(
             f"`decoder.norm_group` (={rows}) must be whole lanes, as many in each group: "
@@ -84,3 +86,20 @@ def images_to_see(num_images: int) -> int:
     It is an epoch at least, and has fewer epochs the more images there are.
     """
     return max(num_images, round(_IMAGES_TO_SEE * num_images**_GROWTH))
+
+
+def _default_norm_group(batch_size: int, code_shards: int) -> int:
+    """Rows of a norm group: the fewest whole lanes that make at least `_NORM_GROUP_ROWS`; else the whole batch.
+
+    The lanes are cut into equal groups, so that only a divisor of their number will do.
+    """
+    return next(
+        (rows for rows in _allowed_norm_groups(batch_size, code_shards) if rows >= _NORM_GROUP_ROWS), batch_size
+    )
+
+
+def _allowed_norm_groups(batch_size: int, code_shards: int) -> list[int]:
+    """Every number of rows that a norm group can have, ascending: whole lanes, as many in each group."""
+    lanes = math.gcd(code_shards, batch_size)  # L, as in `data/lanes.py`, which brings NumPy.
+    rows_per_lane = batch_size // lanes
+    return [count * rows_per_lane for count in range(1, lanes + 1) if lanes % count == 0]

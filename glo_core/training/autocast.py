@@ -9,15 +9,13 @@ import contextlib
 import platform
 import time
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 
 from glo_core.common.errors import ConfigError
 from glo_core.common.runtime import Runtime
+from glo_core.training.config import Autocast
 
-Autocast = Literal["auto", "off", "bfloat16"]
-"""What a user asks for; auto computes in bfloat16 where the device does so in hardware"""
 LEAST_CAPABILITY = (8, 0)
 """CUDA's compute capability from which on tensor cores take bfloat16"""
 _TRIAL_SECONDS, _TRIAL_PAIRS, _LEAST_GAIN = 1.0, 5, 1.05

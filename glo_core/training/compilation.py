@@ -1,18 +1,16 @@
 """How a step is computed on this device: in bfloat16 or not, compiled or plain with a line that says why."""
 
 import logging
-from typing import Literal
 
 import torch
 
 from glo_core.common.errors import one_line
 from glo_core.common.runtime import Runtime
-from glo_core.training.autocast import Autocast, choose_autocast, set_float32_products
+from glo_core.training.autocast import choose_autocast, set_float32_products
+from glo_core.training.config import Autocast, Compile
 from glo_core.training.learner import Learner
 
 log = logging.getLogger("glo.train")
-Compile = Literal["auto", "on", "off"]
-"""What a user asks for; auto compiles on a GPU alone: on a CPU the libraries' own kernels are as fast"""
 
 
 def prepare_step(learner: Learner, rows: int, autocast: Autocast, compiled: Compile, earlier: str | None) -> None:

@@ -10,6 +10,11 @@ from glo_core.common.limits import LARGEST_RATE, LARGEST_SEED, MANY, require_at_
 from glo_core.decoder.config import KINDS, MODULE, DecoderConfig, ResolvedDecoderConfig
 from glo_core.losses.config import VGG16, PyramidConfig, loss_terms
 
+Autocast = Literal["auto", "off", "bfloat16"]
+"""Whether layers compute in bfloat16; auto does so where the device does so in hardware"""
+Compile = Literal["auto", "on", "off"]
+"""Whether `torch.compile` compiles a step; auto does so on a GPU alone: on a CPU the libraries' kernels are as fast"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Config):

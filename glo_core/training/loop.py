@@ -23,10 +23,9 @@ from glo_core.data.image_source import ImageSource
 from glo_core.losses.weighted_sum import Loss
 from glo_core.model import CodesById, Model
 from glo_core.training.auto_config import resolve_defaults
-from glo_core.training.autocast import Autocast
 from glo_core.training.checkpoint_policy import AGREE_STEPS, CheckpointPolicy
-from glo_core.training.compilation import Compile, prepare_step
-from glo_core.training.config import Intervals, TrainConfig
+from glo_core.training.compilation import prepare_step
+from glo_core.training.config import Autocast, Compile, Intervals, TrainConfig
 from glo_core.training.epoch_batches import EpochBatches, refresh_statistics
 from glo_core.training.figures import final_figures
 from glo_core.training.init_codes import InitialCodes, empty_table

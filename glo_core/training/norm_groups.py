@@ -6,30 +6,12 @@ from glo_core.common.runtime import Runtime
 from glo_core.data.lanes import lanes_of_rank, num_lanes
 from glo_core.decoder.batch_norm import NormGroups
 
-FEWEST_ROWS = 32
-"""Rows of a group for `decoder.norm_group` auto, where the batch has as many"""
-
-
-def default_norm_group(batch_size: int, code_shards: int) -> int:
-    """Rows of a norm group: the fewest whole lanes that make at least `FEWEST_ROWS`; else the whole batch.
-
-    The lanes are cut into equal groups, so that only a divisor of their number will do.
-    """
-    return next((rows for rows in allowed_norm_groups(batch_size, code_shards) if rows >= FEWEST_ROWS), batch_size)
-
-
-def allowed_norm_groups(batch_size: int, code_shards: int) -> list[int]:
-    """Every number of rows that a norm group can have, ascending: whole lanes, as many in each group."""
-    lanes = num_lanes(code_shards, batch_size)
-    rows_per_lane = batch_size // lanes
-    return [count * rows_per_lane for count in range(1, lanes + 1) if lanes % count == 0]
-
 
 def norm_groups(rows: int, batch_size: int, code_shards: int, runtime: Runtime) -> NormGroups:
     """Where this rank's rows lie among groups of `rows` rows of a global batch of `batch_size`.
 
     Args:
-        rows: of a group; one of `allowed_norm_groups`.
+        rows: of a group; whole lanes, as many in each group.
         batch_size: images of a global batch.
         code_shards: S.
         runtime: this rank and its connection to the others.

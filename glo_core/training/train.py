@@ -22,9 +22,7 @@ from glo_core.data.dataset import Dataset
 from glo_core.decoder.config import MODULE, DecoderConfig
 from glo_core.losses.weighted_sum import Loss
 from glo_core.open_run import default_device, image_source
-from glo_core.training.autocast import Autocast
-from glo_core.training.compilation import Compile
-from glo_core.training.config import Intervals, TrainConfig
+from glo_core.training.config import Autocast, Compile, Intervals, TrainConfig
 from glo_core.training.hooks import OnPreview, OnReport, ProgressBar, RuntimeWithHooks
 from glo_core.training.loop import TrainResult
 from glo_core.training.session import TrainingSession

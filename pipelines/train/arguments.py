@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glo_core.data.config import Cache
-from glo_core.training.config import Intervals, ResolvedTrainConfig
+from glo_core.training.config import Autocast, Compile, Intervals, ResolvedTrainConfig
 from glo_core.training.schedule import Phase
 
 
@@ -22,6 +22,8 @@ class WorkerArguments:
     run: Path
     scratch: Path | None
     cache: Cache
+    autocast: Autocast
+    compile: Compile
     warm_start: Path | None
     """Directory of a checkpoint whose decoder a new run starts from"""
     threads: int

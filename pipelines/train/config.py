@@ -9,9 +9,7 @@ from glo_core.common.config import AutoFloat, AutoInt, AutoPath, MustExist, None
 from glo_core.common.limits import MANY, require_at_most
 from glo_core.common.location import Location
 from glo_core.data.config import Cache
-from glo_core.training.autocast import Autocast
-from glo_core.training.compilation import Compile
-from glo_core.training.config import Intervals, TrainConfig
+from glo_core.training.config import Autocast, Compile, Intervals, TrainConfig
 from pipelines.common.tracking_config import TrackingConfig
 
 _MOST_WORKERS = 2**16

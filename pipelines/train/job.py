@@ -154,6 +154,8 @@ def _arguments(
         run=job.run,
         scratch=job.scratch,
         cache=job.cache,
+        autocast=job.autocast,
+        compile=job.compile,
         warm_start=job.run / _WARM_START if has_warm_start else None,
         threads=max(1, int(resources["CPU"])),
         gpu="GPU" in resources,

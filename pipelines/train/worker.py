@@ -78,6 +78,8 @@ def train_rank(
             intervals=arguments.intervals,
             scratch=arguments.scratch,
             cache=arguments.cache,
+            autocast=arguments.autocast,
+            compile=arguments.compile,
             warm_start=arguments.warm_start,
             pca_init=pca_init,
         )

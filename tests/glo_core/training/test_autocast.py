@@ -12,6 +12,7 @@ from glo_core.checkpoint.reader import Checkpoint
 from glo_core.common.errors import ConfigError
 from glo_core.training import autocast
 from glo_core.training.autocast import choose_autocast, set_float32_products
+from glo_core.training.config import Autocast
 from tests.helpers.tiny_training import CONFIG, Impatient, same
 
 
@@ -36,7 +37,7 @@ def never(_: bool) -> None:
 )
 def test_what_is_chosen(
     monkeypatch: pytest.MonkeyPatch,
-    requested: autocast.Autocast,
+    requested: Autocast,
     precision: str,
     hardware: bool,
     earlier: str | None,
