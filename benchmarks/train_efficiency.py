@@ -1,6 +1,6 @@
 """Training against its limit: the loop's images/s beside the same decoder stepping on a resident random batch.
 
-    python -m benchmarks.train_efficiency [--resolution 32] [--channels 1] [--batch-size 128] [--steps 40] [--rounds 5]
+    python -m benchmarks.train_efficiency [--resolution 32 64] [--batch-size 128 16] [--autocast auto] [--rounds 5]
 
 Both sides run in one process and alternate, so that a noisy machine is noisy for both. The loop's side is
 the whole training loop: mapped blocks, gathering, codes, row-wise Adam, averaging, reports. The bare side has no
@@ -10,18 +10,18 @@ codes and no data: forward, backward and a fused Adam of the same decoder on one
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 import glo_core as glo
+from benchmarks.environment import describe, describe_config
 from glo_core.common.location import Location
 from glo_core.common.memory import keep_freed_memory
 from glo_core.common.records import write_record
@@ -32,7 +32,10 @@ from glo_core.dataset_format.config import ResolvedDatasetConfig
 from glo_core.dataset_format.records import write_config
 from glo_core.dataset_format.snapshots import Snapshot, SnapshotCounts, snapshot_digest, snapshot_path
 from glo_core.training.auto_config import resolve_defaults
-from glo_core.training.config import ResolvedTrainConfig
+from glo_core.training.autocast import bfloat16_in_hardware
+from glo_core.training.config import Autocast, ResolvedTrainConfig
+
+CODE = glo.CodeConfig(init="random")
 
 
 def random_dataset(path: Path, config: ResolvedDatasetConfig, images: int) -> glo.Dataset:
@@ -61,7 +64,9 @@ def random_dataset(path: Path, config: ResolvedDatasetConfig, images: int) -> gl
     return glo.Dataset.open(path)
 
 
-def loop_side(config: ResolvedTrainConfig, images: BlockImages, target: int, device: str) -> float:
+def loop_side(
+    config: ResolvedTrainConfig, images: BlockImages, target: int, device: str, autocast: Autocast = "auto"
+) -> float:
     """Steady-state images/s of the loop: the median of its own reports, the first ones left out."""
     rates: list[float] = []
 
@@ -69,14 +74,14 @@ def loop_side(config: ResolvedTrainConfig, images: BlockImages, target: int, dev
         if "images_per_s" in metrics:
             rates.append(metrics["images_per_s"])
 
-    intervals = glo.Intervals(report=10 * config.batch_size, checkpoint=10**12)
+    intervals = glo.Intervals(report=max(1280, 10 * config.batch_size), checkpoint=10**12)
     runtime = glo.SingleProcess(device, on_report=on_report)
-    glo.train_phase(config, images, glo.Phase(target=target), runtime=runtime, intervals=intervals)
+    glo.train_phase(config, images, glo.Phase(target=target), runtime=runtime, intervals=intervals, autocast=autocast)
     return statistics.median(rates[1:])
 
 
-def bare_side(config: ResolvedTrainConfig, shape: tuple[int, int], steps: int, device: str) -> float:
-    """Images/s of the decoder alone: forward, mean squared error, backward, fused Adam."""
+def bare_side(config: ResolvedTrainConfig, shape: tuple[int, int], steps: int, device: str, reduced: bool) -> float:
+    """Images/s of the decoder alone: forward, mean squared error, backward, fused Adam; one norm group, the batch."""
     if device == "cpu":
         keep_freed_memory()  # As the loop does: neither side shall be slow for want of it.
     resolution, channels = shape
@@ -92,64 +97,68 @@ def bare_side(config: ResolvedTrainConfig, shape: tuple[int, int], steps: int, d
             wait()
             since = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
-        (decoder(codes) - target).square().mean().backward()
+        with torch.autocast(device, torch.bfloat16, enabled=reduced):
+            decoded = decoder(codes)
+        (decoded.float() - target).square().mean().backward()
         optimizer.step()
     wait()
     return config.batch_size * steps / (time.perf_counter() - since)
 
 
-def hardware(device: str) -> str:
-    """Processor, threads, versions and commit, for the line below the table."""
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if device == "cpu" else []:
-        if line.startswith("model name"):
-            name = line.split(":")[1].strip()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return (
-        f"{name}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads; Python {platform.python_version()}, "
-        f"torch {torch.__version__}; commit {commit.stdout.strip() or 'unknown'}"
+def measure(
+    resolution: int, batch_size: int, options: argparse.Namespace, device: str, reduced: bool
+) -> dict[str, Any]:
+    """Images/s of both sides at one size, round by round."""
+    channels = 3 if resolution >= 64 else 1
+    steps = max(options.images // batch_size, 30)
+    config = resolve_defaults(glo.TrainConfig(batch_size=batch_size, code=CODE), 8192, resolution)
+    dataset_config = ResolvedDatasetConfig(resolution=resolution, channels=channels)
+    rates: dict[str, list[float]] = {"loop": [], "bare": []}
+    with tempfile.TemporaryDirectory() as scratch:
+        images = random_dataset(Path(scratch), dataset_config, images=8192).images()
+        for _ in range(options.rounds):
+            rates["bare"].append(bare_side(config, (resolution, channels), steps, device, reduced))
+            rates["loop"].append(
+                loop_side(config, images, steps * batch_size, device, "bfloat16" if reduced else "off")
+            )
+    ratios = sorted(a / b for a, b in zip(rates["loop"], rates["bare"], strict=True))
+    result: dict[str, Any] = {
+        "ratio": round(statistics.median(ratios), 3),
+        "spread": [round(ratios[0], 3), round(ratios[-1], 3)],
+        **{f"{name}_images_per_s": round(statistics.median(values)) for name, values in rates.items()},
+    }
+    print(
+        f"| {resolution} | {batch_size} | {'bfloat16' if reduced else 'float32'} | {result['loop_images_per_s']} "
+        f"| {result['bare_images_per_s']} | {result['ratio']} | {result['spread'][0]} to {result['spread'][1]} |",
+        flush=True,
     )
+    return result
 
 
 def main() -> None:
-    """Time the loop and the bare decoder in turn, and print their ratio."""
+    """Time the loop and the bare decoder in turn at each size, and print their ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in [
-        ("resolution", 32),
-        ("channels", 1),
-        ("batch-size", 128),
-        ("code-dim", 32),
-        ("steps", 40),
-        ("rounds", 5),
-        ("threads", os.cpu_count() or 1),
-    ]:
-        parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
+    parser.add_argument("--resolution", type=int, nargs="+", default=[32, 64], help="default: %(default)s")
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[128, 16], help="default: %(default)s")
+    parser.add_argument("--images", type=int, default=5120, help="of a side and round; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: %(default)s")
+    parser.add_argument("--autocast", choices=["auto", "off", "bfloat16"], default="auto", help="of both sides")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    code = glo.CodeConfig(dim=options.code_dim, init="random")
-    config = resolve_defaults(glo.TrainConfig(batch_size=options.batch_size, code=code), 8192, options.resolution)
-    dataset_config = ResolvedDatasetConfig(resolution=options.resolution, channels=options.channels)
-    loop, bare = [], []
-    with tempfile.TemporaryDirectory() as scratch:
-        dataset = random_dataset(Path(scratch), dataset_config, images=8192)
-        for round_number in range(options.rounds):
-            bare.append(bare_side(config, (options.resolution, options.channels), options.steps, device))
-            loop.append(loop_side(config, dataset.images(), options.steps * options.batch_size, device))
-            print(
-                f"round {round_number + 1}: loop {loop[-1]:8.1f} images/s   bare {bare[-1]:8.1f} images/s   "
-                f"ratio {loop[-1] / bare[-1]:.3f}",
-                flush=True,
-            )
-    train, alone = statistics.median(loop), statistics.median(bare)
-    ratio = statistics.median(a / b for a, b in zip(loop, bare, strict=True))
-    print(f"median : loop {train:8.1f} images/s   bare {alone:8.1f} images/s   ratio {ratio:.3f}")
-    print(f"{options.resolution} px, {options.channels} channel(s), batch {options.batch_size}; {hardware(device)}")
-    print(
-        json.dumps(
-            {"train_images_per_s": round(train, 1), "bare_images_per_s": round(alone, 1), "ratio": round(ratio, 4)}
-        )
-    )
+    hardware = bool(bfloat16_in_hardware(torch.device(device)))
+    reduced = hardware if options.autocast == "auto" else options.autocast == "bfloat16"
+    print(describe(device))
+    print(describe_config(options))
+    print("| px | batch | decoder in | loop, images/s | bare step, images/s | ratio | of rounds |")
+    print("| -: | -: | -- | -: | -: | -: | -- |")
+    results = {
+        f"{resolution}px_{batch_size}": measure(resolution, batch_size, options, device, reduced)
+        for resolution in options.resolution
+        for batch_size in options.batch_size
+    }
+    print(json.dumps({"autocast": reduced, **results}))
 
 
 if __name__ == "__main__":

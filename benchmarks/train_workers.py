@@ -1,14 +1,15 @@
-"""Two workers of one thread against one worker of one thread, at the same global batch.
+"""Two and four workers of one thread against one worker of one thread, at the same global batch.
 
     python -m benchmarks.train_workers [--resolution 32] [--batch-size 128] [--decoder seed]
 
 Each worker is a process that runs the whole training loop; two of them share the work by `torch.distributed` with
-gloo over the loopback, as under Ray Train on one machine. The third side is two processes that know nothing of each
-other, each with half of the batch: what two cores give where nothing is exchanged. Sides alternate; medians.
+gloo over the loopback, as under Ray Train on one machine. Beside them stand two processes that know nothing of each
+other, each with half of the batch: what two cores give where nothing is exchanged. So do four of each, on whatever
+cores there are. Sides alternate; medians and spread.
 """
 
 import argparse
-import json
+import functools
 import multiprocessing
 import os
 import socket
@@ -19,7 +20,8 @@ import torch
 import torch.distributed as dist
 
 import glo_core as glo
-from benchmarks.environment import describe
+from benchmarks.environment import describe, describe_config
+from benchmarks.rounds import Spread, json_line, measure_in_turn, ratio, table
 from glo_core.common.runtime import Metrics
 
 IMAGES = 4096
@@ -54,6 +56,7 @@ def work(rank: int, size: int, port: int, options: argparse.Namespace, batch_siz
         glo.Phase(target=options.steps * batch_size),
         runtime=runtime,
         intervals=glo.Intervals(report=5 * batch_size, checkpoint=10**12),
+        autocast=options.autocast,
     )
     if runtime.rank == 0:
         rates.put(statistics.median(found[1:]))
@@ -82,27 +85,35 @@ def side(workers: int, together: bool, batch_size: int, options: argparse.Namesp
 
 
 def main() -> None:
-    """Time one process, two that share the work, and two that exchange nothing."""
+    """Time one process, several that share the work, and as many that exchange nothing, in turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in [
-        ("resolution", 32), ("channels", 1), ("batch-size", 128), ("code-dim", 32), ("steps", 50), ("rounds", 5),
+        ("resolution", 32), ("channels", 1), ("batch-size", 128), ("code-dim", 32), ("steps", 100), ("rounds", 5),
     ]:  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
     parser.add_argument("--decoder", default=glo.DecoderConfig().kind, help="default: %(default)s")
+    parser.add_argument("--autocast", choices=["auto", "off", "bfloat16"], default="auto", help="default: %(default)s")
     options = parser.parse_args()
-    shape = f"{options.resolution} px, {options.channels} channel(s)"
-    print(f"{describe()}; {shape}, global batch {options.batch_size}, decoder {options.decoder}")
-    rates: dict[str, list[float]] = {"one": [], "two": [], "apart": []}
-    for number in range(options.rounds):
-        rates["one"].append(side(1, False, options.batch_size, options))
-        rates["two"].append(side(2, True, options.batch_size, options))
-        rates["apart"].append(side(2, False, options.batch_size // 2, options))
-        print(f"round {number + 1}: " + ", ".join(f"{name} {rate[-1]:.0f} images/s" for name, rate in rates.items()))
-    ratios = {
-        name: round(statistics.median(a / b for a, b in zip(rates["two"], rates[other], strict=True)), 3)
-        for name, other in {"speedup": "one", "ratio_apart": "apart"}.items()
+    print(describe())
+    print(describe_config(options))
+    sides = {
+        "one": functools.partial(side, 1, False, options.batch_size, options),
+        "two": functools.partial(side, 2, True, options.batch_size, options),
+        "two_apart": functools.partial(side, 2, False, options.batch_size // 2, options),
+        "four": functools.partial(side, 4, True, options.batch_size, options),
+        "four_apart": functools.partial(side, 4, False, options.batch_size // 4, options),
     }
-    print(json.dumps({**ratios, **{f"{name}_images_per_s": round(statistics.median(r)) for name, r in rates.items()}}))
+    rates = measure_in_turn(sides, options.rounds)
+    ratios = {
+        "speedup": ratio(rates["two"], rates["one"]),
+        "ratio_apart": ratio(rates["two"], rates["two_apart"]),
+        "ratio_four_apart": ratio(rates["four"], rates["four_apart"]),
+    }
+    print(table(ratios, "ratio"))
+    print(table({name: Spread.of(values) for name, values in rates.items()}, "images/s"))
+    print(
+        json_line(ratios, **{f"{name}_images_per_s": round(Spread.of(values).median) for name, values in rates.items()})
+    )
 
 
 if __name__ == "__main__":
