@@ -31,7 +31,13 @@ class EpochBatches:
     """This rank's share of the order of training: the batches of an epoch's steps."""
 
     def __init__(
-        self, config: ResolvedTrainConfig, images: ImageSource, runtime: Runtime, cache: Cache = "disk"
+        self,
+        config: ResolvedTrainConfig,
+        images: ImageSource,
+        runtime: Runtime,
+        cache: Cache = "disk",
+        *,
+        reserved: int = 0,
     ) -> None:
         """Take the lanes of this rank, and copy their images to where `cache` says. Every rank calls this.
 
@@ -40,6 +46,7 @@ class EpochBatches:
             images: of all code shards.
             runtime: this rank and its connection to the others.
             cache: where this rank's images lie; see `place_images`.
+            reserved: bytes of the device that training itself will need.
 
         Raises:
             ConfigError: if there are more ranks than lanes, or a rank has no image.
@@ -55,7 +62,7 @@ class EpochBatches:
         self.rows = len(self.own_lanes) * self.rows_per_step
         """Rows of this rank in a step"""
         own_images = images.select(self._own_shards(images.code_shards))
-        self.images = place_images(own_images, cache, runtime.device, runtime.world_size)
+        self.images = place_images(own_images, cache, runtime.device, runtime.world_size, reserved=reserved)
         # Since L divides S, an image's lane is id mod L. Axis [row].
         lane_of_row = self.images.ids % self.lanes
         # Axis [lane], of all ranks: its number of images.

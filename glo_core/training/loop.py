@@ -26,6 +26,7 @@ from glo_core.training.auto_config import resolve_defaults
 from glo_core.training.checkpoint_policy import AGREE_STEPS, CheckpointPolicy
 from glo_core.training.compilation import prepare_step
 from glo_core.training.config import Autocast, Compile, Intervals, TrainConfig
+from glo_core.training.device_memory import training_bytes
 from glo_core.training.epoch_batches import EpochBatches, refresh_statistics
 from glo_core.training.figures import final_figures
 from glo_core.training.init_codes import InitialCodes, empty_table
@@ -118,7 +119,8 @@ def train_phase(
     if runtime.device.type == "cpu":
         keep_freed_memory()
     attempt = Attempt.begin(run, runtime) if run is not None else None
-    epochs = EpochBatches(recipe, images, runtime, cache)
+    reserved = training_bytes(recipe, images, runtime, decoder) if runtime.device.type == "cuda" else 0
+    epochs = EpochBatches(recipe, images, runtime, cache, reserved=reserved)
     newest = newest_checkpoint(recipe, images, runtime, run)
     table = empty_table(epochs, runtime, scratch)
     learner = Learner(recipe, epochs.images, table, runtime, module=decoder, loss=loss)

@@ -1,5 +1,6 @@
 """Images read ahead, on a CPU and into the fake device of a test, whose copies are whole at once."""
 
+import dataclasses
 import threading
 import time
 
@@ -7,9 +8,15 @@ import numpy as np
 import torch
 
 from glo_core.common.arrays import Int64Array
+from glo_core.common.runtime import SingleProcess
 from glo_core.data.image_cache import DEVICE_SHARE, device_room
 from glo_core.data.image_source import TensorImages
 from glo_core.data.read_ahead import BUFFERS, ReadAhead
+from glo_core.decoder.build import make_decoder
+from glo_core.decoder.cost import num_parameters
+from glo_core.training.auto_config import resolve_defaults
+from glo_core.training.config import TrainConfig
+from glo_core.training.device_memory import training_bytes
 
 
 class Counting(TensorImages):
@@ -57,6 +64,20 @@ def test_an_error_of_the_thread_reaches_the_step() -> None:
     except IndexError:
         return
     raise AssertionError
+
+
+def test_what_training_needs_grows_with_rows_and_batch_and_is_shared_by_ranks() -> None:
+    runtime, images = SingleProcess(), source()
+    recipe = resolve_defaults(TrainConfig(batch_size=16), 40, 8, code_shards=1)
+    few = training_bytes(recipe, images, runtime)
+    parameters = num_parameters(make_decoder(recipe.decoder, code_dim=16, resolution=8, channels=1))
+    assert few - (1 << 30) > 4 * (5 * parameters + 3 * 40 * 16)
+    larger = training_bytes(dataclasses.replace(recipe, batch_size=32), images, runtime)
+    # Four layers of a step are kept for 16 images more: a few thousand values each.
+    assert 16 * 4 * 1000 < larger - few < 16 * 4 * 100_000
+    assert training_bytes(dataclasses.replace(recipe, window=4), images, runtime) == few - 4 * 3 * 40 * 16
+    runtime.world_size = 2
+    assert training_bytes(recipe, images, runtime) < few
 
 
 def test_images_leave_the_device_what_training_needs() -> None:
