@@ -1,6 +1,7 @@
 # make demo        from nothing to sampled grids in MLflow, on scikit-learn's digits
 # make test        lint, types, contracts and tests: what CI runs
 # make test-slow   Ray Train killed, stopped, resumed, and at two world sizes: ten minutes
+# make bench       every benchmark, short, one after the other: a quarter of an hour; the page is bench.md
 # make lint        what a commit hook runs (.pre-commit-config.yaml): style, types, import contracts
 # make clean       remove the environment and the demo's outputs
 
@@ -15,7 +16,7 @@ endif
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow bench lint clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.base: constraints.txt
@@ -44,6 +45,9 @@ test: lint
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow --timeout 600
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.run_all --page bench.md
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
