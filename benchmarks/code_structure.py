@@ -42,12 +42,33 @@ def imports(path: Path, names: set[str]) -> set[str]:
     return targets & names
 
 
+def without_circles(graph: Graph) -> Graph:
+    """`graph` without the imports that lead back to a file above them: such a one stands in a function."""
+    straight: Graph = {name: set() for name in graph}
+    is_done: dict[str, bool] = {}
+
+    def visit(name: str) -> None:
+        is_done[name] = False
+        for other in sorted(graph[name] - {name}):
+            if is_done.get(other, True):
+                straight[name].add(other)
+            if other not in is_done:
+                visit(other)
+        is_done[name] = True
+
+    for name in sorted(graph):
+        if name not in is_done:
+            visit(name)
+    return straight
+
+
 def floors(graph: Graph) -> int:
     """Files in the longest chain of imports."""
+    graph = without_circles(graph)
 
     @functools.cache
     def depth(name: str) -> int:
-        return 1 + max((depth(other) for other in graph[name] if other != name), default=0)
+        return 1 + max((depth(other) for other in graph[name]), default=0)
 
     return max((depth(name) for name in graph), default=0)
 
