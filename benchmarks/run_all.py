@@ -40,7 +40,7 @@ SHORT: dict[str, tuple[str, ...]] = {
     "preprocess_fuzz": ("--input", PHOTOS, SMALL, "--mutations", "200"),
     "preprocess_fuzz_containers": ("--input", SMALL, "--mutations", "20"),
     "preprocess_kills": ("--images", "800", "--kills", "1"),
-    "train_efficiency": ("--steps", "20", "--rounds", "2"),
+    "train_efficiency": ("--resolution", "32", "--images", "2560", "--rounds", "2"),
     "train_plain_loop": ("--resolution", "32", "--steps", "20", "--rounds", "1"),
     "train_workers": ("--steps", "20", "--rounds", "1"),
     "train_code_table": (
@@ -52,6 +52,7 @@ SHORT: dict[str, tuple[str, ...]] = {
     "train_faults": ("--only", "worker"),
     "train_fault_chain": ("--faults", "1", "--only", "rank"),
     "quality_ablation": ("--dataset", DATASET, "--out", OUT, "--images", "640", "--seeds", "0", "--only", "init"),
+    "quality_speed": ("--dataset", DATASET, "--images", "1280", "--seeds", "0"),
     "quality_decoders": ("--dataset", DATASET, "--images", "640"),
 }  # fmt: skip
 """By benchmark, the options that make it short"""
