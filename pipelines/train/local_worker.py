@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Pipe
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 from glo_core.common.errors import UserError
@@ -161,7 +162,7 @@ class LocalWorker:
     def _start(self) -> None:
         self._pipe, other = Pipe()
         # The process finds modules where the driver does, and nowhere else (-P).
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
         with other:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "pipelines.train.local_process", str(other.fileno())],
