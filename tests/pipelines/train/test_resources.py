@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from ray.cluster_utils import Cluster
 
 from glo_core.common.errors import ConfigError
@@ -177,13 +176,14 @@ def test_an_autoscaler_of_ray_up_tells_what_can_come(monkeypatch: pytest.MonkeyP
         path, port = Path(folder) / "config.yaml", free_port()
         path.write_text(json.dumps(config))
         command = ["start", "--head", "--block", "--num-cpus=2", f"--port={port}", f"--temp-dir={folder}",
-                   "--include-dashboard=false", f"--autoscaling-config={path}"]  # fmt: skip
+                   "--node-ip-address=127.0.0.1", "--include-dashboard=false",
+                   f"--autoscaling-config={path}"]  # fmt: skip
         log = Path(folder) / "log"
         with log.open("wb") as file:
             head = subprocess.Popen([sys.executable, "-m", "ray.scripts.scripts", *command], stdout=file, stderr=file)
         try:
             await_start(head, log)
-            address = f"{ray.util.get_node_ip_address()}:{port}"
+            address = f"127.0.0.1:{port}"
             for _ in range(60):
                 done = ask(address)
                 if not done.returncode and "autoscaler" in done.stderr:
