@@ -80,7 +80,7 @@ class BlockBuilder:
         """Enter one decoded image, unless the dataset has its pixels from a file of other bytes."""
         # Of the pixels as they are stored, which are few: hashing the file's own, as large as they are, would cost as
         # much as decoding them, and a JPEG is not decoded in full.
-        pixel_hash = digest(np.ascontiguousarray(decoded.pixels).tobytes())
+        pixel_hash = digest(np.ascontiguousarray(decoded.pixels).reshape(-1).data)
         original = self._contents.id_of_pixels(pixel_hash)
         if original is not None:
             self._duplicates[row] = original

@@ -1,9 +1,7 @@
 """The bytes of foreign files: a file's first bytes decide whether the rest is loaded, and no error gets through."""
 
-import contextlib
 import errno
 import os
-from collections.abc import Iterator
 from typing import Any
 
 from glo_core.common.digests import DIGEST_BYTES, digest, new_hasher
@@ -74,7 +72,7 @@ def read_file(base: Location, path: bytes, max_bytes: int) -> bytes:
     with _opened(base, path) as file, foreign_data("unreadable"):
         size = file.size()
         if size <= min(LOADED_AT_ONCE, max_bytes):
-            data = bytes(file.read_at(size or LOADED_AT_ONCE, 0))  # Files of the kernel say that they have no bytes.
+            data = file.read_at(size or LOADED_AT_ONCE, 0)  # Files of the kernel say that they have no bytes.
             if data and format_of(data) is None:
                 raise NotLoadedError("unknown format", "", len(data), digest(data))
             return data
@@ -108,15 +106,16 @@ def _hash(file: Any, size: int) -> bytes:
     return bytes(hasher.digest(length=DIGEST_BYTES))
 
 
-@contextlib.contextmanager
-def _opened(base: Location, path: bytes) -> Iterator[Any]:
-    """The file at `path` of a source, with `size()` and `read_at(nbytes, offset)`; errors as of `foreign_data`."""
+def _opened(base: Location, path: bytes) -> Any:
+    """The file at `path` of a source: a context with `size()` and `read_at(nbytes, offset)`.
+
+    Raises:
+        RejectedImageError: as of `foreign_data`.
+    """
     with foreign_data("missing"):
         place = locate(base, path)
     with foreign_data("unreadable"):
-        file = place.open() if isinstance(place, Location) else _LocalFile(place)
-    with file:
-        yield file
+        return place.open() if isinstance(place, Location) else _LocalFile(place)
 
 
 class _LocalFile:
@@ -139,7 +138,10 @@ class _LocalFile:
 
     def read_at(self, nbytes: int, offset: int) -> bytes:
         """At most `nbytes` bytes from `offset` on; fewer only at the end."""
-        parts = [os.pread(self._descriptor, nbytes, offset)]
+        whole = os.pread(self._descriptor, nbytes, offset)
+        if len(whole) == nbytes:
+            return whole
+        parts = [whole]
         while parts[-1] and (missing := nbytes - sum(map(len, parts))):  # One call gives at most 2 GiB.
             parts.append(os.pread(self._descriptor, missing, offset + nbytes - missing))
         return parts[0] if len(parts) == 1 else b"".join(parts)

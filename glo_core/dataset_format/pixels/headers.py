@@ -31,4 +31,7 @@ def format_of(data: bytes) -> Format | None:
         return "WEBP" if data[8:12] == b"WEBP" else None
     if data[8:11] == b"CR\x02":  # Canon's CR2 is a TIFF whose first picture is a thumbnail.
         return None
-    return next((name for beginning, name in _BEGINNINGS if data.startswith(beginning)), None)
+    for beginning, name in _BEGINNINGS:
+        if data.startswith(beginning):
+            return name
+    return None

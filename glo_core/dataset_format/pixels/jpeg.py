@@ -269,4 +269,4 @@ def _image(pixels: UInt8Array, mode: str, inverted: bool) -> Image.Image:
     """An image of `pixels`, uint8 `[h, w, bands]`; Adobe's files hold CMYK inverted."""
     name = "L" if mode == "GRAY" else mode
     raw_mode = "CMYK;I" if inverted else name
-    return Image.frombytes(name, (pixels.shape[1], pixels.shape[0]), pixels.tobytes(), "raw", raw_mode)
+    return Image.frombytes(name, (pixels.shape[1], pixels.shape[0]), np.ascontiguousarray(pixels), "raw", raw_mode)
