@@ -4,9 +4,10 @@
 
 All runs are in one process in which Ray is up and its workers have imported what they need: start-up is apart. The bare
 side lists every folder below the input and asks each file for its size and time, and keeps nothing. Both alternate, and
-ratios are taken within a round. The new files are copies with a few bytes after their end: none is a duplicate. A run
-that has anything to do also opens an MLflow run and a Ray Data execution: its time with one new file is the start-up
-that `ratio_one_per_cent` leaves apart, and that `ratio_one_per_cent_whole` leaves in.
+ratios are taken within a round. The new files are copies with a few bytes after their end: they are
+decoded, and then found to have the pixels of others. A run that has anything to do also opens an MLflow run and a Ray
+Data execution: its time with one new file is the start-up that `ratio_one_per_cent` leaves apart, and that
+`ratio_one_per_cent_whole` leaves in.
 """
 
 import argparse

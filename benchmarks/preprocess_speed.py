@@ -7,8 +7,9 @@ plan, checks of damage, decoding, hashes, blocks, manifest, snapshot, MLflow. St
 imports and MLflow's database are warmed by a job on a few other files. The loop opens each file, converts it to the
 dataset's mode, crops the central square and resizes it; it checks, hashes and writes nothing. One side is the loop as
 it stands, another one with `draft`, which lets libjpeg decode a JPEG at a smaller scale, as the job does; of other
-formats both are the same. Fewer than --images files are multiplied: each copy gets a few bytes after its end that
-no decoder reads, so that none is a duplicate. Every round runs all sides in turn; ratios are taken within a round.
+formats both are the same. Fewer than --images files are multiplied, each copy with other pixels, so that none is a
+duplicate: a JPEG with another quantization table, which costs the same to decode. Every round runs all sides in turn;
+ratios are taken within a round.
 """
 
 import argparse
@@ -84,25 +85,40 @@ def job_rate(folder: Path, root: Path, settings: dict[str, Any]) -> float:
     return float(summary["files"] / seconds)
 
 
+def with_other_pixels(data: bytes, copy: int) -> bytes:
+    """The image file `data` with other pixels for each number `copy` below 200; 0 is the file itself."""
+    table = data.find(b"\xff\xdb") + 5  # The first step of a JPEG's first table, that of a block's mean
+    if not copy:
+        return data
+    if data[:2] == b"\xff\xd8" and table > 4:
+        return data[:table] + bytes([(data[table] + copy - 1) % 255 + 1]) + data[table + 1 :]
+    with Image.open(io.BytesIO(data)) as image:
+        plain = image.convert("L" if image.mode == "L" else "RGB")
+    shifted = plain.point([(value + copy) % 256 for value in range(256)] * len(plain.getbands()))
+    out = io.BytesIO()
+    shifted.save(out, "PNG")
+    return out.getvalue()
+
+
 def gather(source: Path, folder: Path, at_least: int) -> list[str]:
-    """Copy the image files below `source`, as often as needed, each copy with other bytes after its end."""
+    """Copy the image files below `source`, as often as needed, each copy with other pixels."""
     files = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
     paths = []
     for copy in range(max(1, -(-at_least // len(files)))):
         for path in files:
             target = folder / str(copy) / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(path.read_bytes() + (f"copy {copy}".encode() if copy else b""))
+            target.write_bytes(with_other_pixels(path.read_bytes(), copy))
             paths.append(str(target))
     return paths
 
 
 def warm_up(paths: Sequence[str], root: Path, settings: dict[str, Any]) -> None:
-    """Run a job on about 2,000 files, none of which is a duplicate of one that is measured."""
+    """Run a job on about 2,000 of the files, into a dataset of its own."""
     warm = root / "warm"
     warm.mkdir()
     for number, path in enumerate(paths[:: max(1, len(paths) // 2000)]):
-        (warm / f"{number}.img").write_bytes(Path(path).read_bytes() + b"warm")
+        (warm / f"{number}.img").write_bytes(Path(path).read_bytes())
     job_rate(warm, root, settings)
 
 
