@@ -20,6 +20,10 @@ RAMP_UP = 0.05
 et al., arXiv 2312.02696)"""
 
 
+UPDATE_IMAGES = 128
+"""Images between two updates at most, whatever the batch size"""
+
+
 class EmaDecoder:
     """A second decoder, whose weights are an exponential moving average of the first one's."""
 
@@ -32,6 +36,17 @@ class EmaDecoder:
         """
         self.decoder = copy.deepcopy(decoder).eval().requires_grad_(False)
         self.half_life = half_life
+
+    def follow(self, decoder: nn.Module, before: int, images_seen: int) -> None:
+        """Average the weights of `decoder` in, if a step from `before` to `images_seen` images has crossed an interval.
+
+        With small batches most steps cross none: averaging costs as much as a good part of such a step. The interval is
+        a hundredth of the half-life at most, and `UPDATE_IMAGES` at most, so that the average is the same to the eye.
+        """
+        interval = max(1, min(UPDATE_IMAGES, int((self.half_life or 0) / 100)))
+        crossed = images_seen // interval - before // interval
+        if crossed:
+            self.update(decoder, images_seen, crossed * interval)
 
     @torch.no_grad()
     def update(self, decoder: nn.Module, images_seen: int, images: int) -> None:

@@ -26,10 +26,11 @@ class StepRows(NamedTuple):
     """The rows again, int64 `[b]`"""
     mask: Float[Tensor, " b"]
     """1 for images and 0 for padding, in the training's dtype"""
-    source: Int[Tensor, " b"]
-    """The place in the batch whose gradient moves the row: its own, or that of the image which padding repeats"""
-    changed: Bool[Tensor, "b 1"]
-    """Whether the row is moved: False for padding that repeats no image of the step"""
+    source: Int[Tensor, " b"] | None
+    """The place in the batch whose gradient moves the row: its own, or that of the image which padding repeats. None
+    in a step without padding"""
+    changed: Bool[Tensor, "b 1"] | None
+    """Whether the row is moved: False for padding that repeats no image of the step. None in a step without padding"""
 
 
 class Batch(NamedTuple):
@@ -60,8 +61,10 @@ def upload(steps: LaneEpoch, device: torch.device, dtype: torch.dtype) -> Iterat
 
     rows, places, moved = to_device(steps.rows), to_device(source), to_device(changed)
     mask = to_device(steps.valid).to(dtype)
+    full: list[bool] = np.all(steps.valid, axis=1).tolist()  # Axis [step].
     for step in range(len(steps.rows)):
-        yield StepRows(steps.rows[step], steps.valid[step], rows[step], mask[step], places[step], moved[step, :, None])
+        of_padding = (None, None) if full[step] else (places[step], moved[step, :, None])
+        yield StepRows(steps.rows[step], steps.valid[step], rows[step], mask[step], *of_padding)
 
 
 def _sources(steps: LaneEpoch) -> tuple[Int64Array, npt.NDArray[np.bool_]]:

@@ -18,7 +18,7 @@ from glo_core.decoder.build import make_decoder
 from glo_core.decoder.config import Shape
 from glo_core.decoder.ema import EmaDecoder
 from glo_core.losses.pixel import mse
-from glo_core.losses.pixel_ranges import to_target, to_unit
+from glo_core.losses.pixel_ranges import to_target
 from glo_core.losses.weighted_sum import Loss, make_loss, require_loss_per_image
 from glo_core.training.autocast import autocast
 from glo_core.training.batch import Batch
@@ -95,18 +95,19 @@ class Learner:
         target = to_target(batch.images.to(self.runtime.device, non_blocking=True), self.dtype)
         raw = codes.raw[slots].requires_grad_()
         self.optimizer.zero_grad(set_to_none=True)
-        total, losses, prediction = self.forward(raw, target, rows.mask)
-        total.backward()
+        mean, losses, prediction = self.forward(raw, target, rows.mask)
+        mean.backward()
         assert raw.grad is not None
-        # d/dz of l_i + weight_decay |z|^2 / 2, for each row by itself; the last gradients are still on their way.
-        decay = self.config.code.weight_decay
-        code_gradient = raw.grad + decay * raw.detach() if decay else raw.grad
+        # d/dz of l_i + weight_decay |z|^2 / 2, for each row by itself; the decoder's last gradients are on their way.
+        own_gradient, decay = raw.grad * self.config.batch_size, self.config.code.weight_decay
+        code_gradient = own_gradient + decay * raw.detach() if decay else own_gradient
         rate = torch.full((), rates.codes * self.config.code.learning_rate, dtype=self.dtype, device=raw.device)
-        self.update(slots, code_gradient[rows.source], rate, rows.changed)
+        self.update(slots, code_gradient if rows.source is None else code_gradient[rows.source], rate, rows.changed)
         gradient = self._step_decoder(rates.decoder)
         with torch.no_grad():
-            squared = mse(to_unit(prediction), to_unit(target))
-            norm, code_gradient_norm = raw.norm(dim=1), raw.grad.norm(dim=1)
+            # On [0, 1] an error is half of that on [-1, 1].
+            squared = mse(prediction.clamp(-1, 1), target) / 4
+            norm, code_gradient_norm = raw.norm(dim=1), own_gradient.norm(dim=1)
             # [6, b] @ [b] -> [6]
             values = [losses, squared, norm, norm.square(), code_gradient_norm, gradient.expand_as(norm)]
             return torch.stack(values).double() @ rows.mask.double()
@@ -117,20 +118,20 @@ class Learner:
         target: Float[Tensor, "b channels height width"],
         mask: Float[Tensor, " b"],
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " b"], Float[Tensor, "b channels height width"]]:
-        """Sum of the valid rows' losses, the losses `[b]`, and the decoded images."""
+        """This rank's part of sum_i l_i / B over the valid rows, the losses `[b]`, and the decoded images."""
         codes = self.table.resident.project(raw)
         with autocast(self.runtime.device, self.autocast):
             prediction = self.decoder(codes)
         prediction = prediction.to(self.dtype)
         losses = self.loss(prediction, target)
-        return (losses * mask).sum(), losses, prediction
+        return (losses * mask).sum() / self.config.batch_size, losses, prediction
 
     def _update(
         self,
         slots: Int[Tensor, " b"],
         grad: Float[Tensor, "b dim"],
         rate: Float[Tensor, ""],
-        changed: Bool[Tensor, "b 1"],
+        changed: Bool[Tensor, "b 1"] | None,
     ) -> None:
         self.table.resident.update(slots, grad, rate, changed=changed)
 
@@ -142,9 +143,9 @@ class Learner:
             torch.zeros(rows, *[self.shape.resolution] * 2, self.shape.channels, dtype=torch.uint8, device=device),
             self.dtype,
         )
-        total, _, _ = self.forward(raw, target, torch.ones(rows, dtype=self.dtype, device=device))
+        mean, _, _ = self.forward(raw, target, torch.ones(rows, dtype=self.dtype, device=device))
         inputs = [raw, *(parameter for parameter in self.decoder.parameters() if parameter.requires_grad)]
-        gradient = torch.autograd.grad(total, inputs, allow_unused=True)[0]
+        gradient = torch.autograd.grad(mean, inputs, allow_unused=True)[0]
         slots = torch.zeros(rows, dtype=torch.int64, device=device)
         nothing = torch.zeros(rows, 1, dtype=torch.bool, device=device)
         self.update(slots, gradient, torch.zeros((), dtype=self.dtype, device=device), nothing)
@@ -157,7 +158,6 @@ class Learner:
         if self._sum is not None:
             self._sum.wait()
         gradients = [p.grad for p in self.decoder.parameters() if p.grad is not None]
-        torch._foreach_div_(gradients, self.config.batch_size)
         # |g|_2 over all parameters; the host does not read it here, so that nothing waits for the device.
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         if self.config.clip_norm is not None:

@@ -149,7 +149,7 @@ def train_phase(
                 sums = learner.step(batch, rates)
                 before, position = position, _advance(position, epochs)
                 seen = position.images_seen - before.images_seen
-                learner.ema.update(learner.decoder, position.images_seen, seen)
+                learner.ema.follow(learner.decoder, before.images_seen, position.images_seen)
                 if on_step is not None:
                     on_step(position.images_seen)
 

@@ -131,7 +131,7 @@ def test_a_steady_step_waits_for_nothing(blobs: torch.Tensor, no_copies_to_the_h
     with Waits() as counter:
         for seen, batch in enumerate(batches, 1):
             meter.add(learner.step(batch, Rates(decoder=0.5, codes=0.5)), BATCH)
-            learner.ema.update(learner.decoder, seen * BATCH, BATCH)
+            learner.ema.follow(learner.decoder, (seen - 1) * BATCH, seen * BATCH)
     assert seen >= 2
     assert counter.waits == []
     assert calls == []

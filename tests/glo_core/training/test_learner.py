@@ -188,11 +188,18 @@ def test_padding_takes_the_update_of_the_image_that_it_repeats_or_none() -> None
     rows, valid = np.array([[3, 5, 5, 7], [2, 2, 9, 9]]), np.array([[1, 1, 0, 0], [0, 0, 1, 0]], bool)
     first, second = upload(LaneEpoch(rows, valid), torch.device("cpu"), torch.float32)
     assert isinstance(first, StepRows)
+    assert first.source is not None
+    assert first.changed is not None
+    assert second.source is not None
+    assert second.changed is not None
     assert first.source.tolist() == [0, 1, 1, 3]
     assert first.changed[:, 0].tolist() == [True, True, True, False]
     assert second.source.tolist() == [0, 1, 2, 2]
     assert second.changed[:, 0].tolist() == [False, False, True, True]
     assert second.mask.tolist() == [0, 0, 1, 0]
+    (full,) = upload(LaneEpoch(rows[:1, [0, 1, 3]], np.ones((1, 3), bool)), torch.device("cpu"), torch.float32)
+    assert full.source is None
+    assert full.changed is None
 
 
 def test_the_pixels_of_padding_change_no_bit_of_a_training(
