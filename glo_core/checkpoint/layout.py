@@ -12,7 +12,7 @@ from glo_core.common.files import sync_directory
 from glo_core.common.records import Record
 
 CODES_METADATA = {"format": "glo-codes", "format_version": "1"}
-"""Of the schema of every Parquet file of codes"""
+"""Of the schema of every file of codes"""
 MARK = "checkpoint.json"
 """The commit mark, written last: a directory without it is no checkpoint"""
 _TRASH = ".trash-"
@@ -77,7 +77,7 @@ class CheckpointRecord(Record):
 
 def shard_name(shard: int) -> str:
     """The file of a code shard, relative to the checkpoint's directory."""
-    return f"codes/shard={shard:03d}.parquet"
+    return f"codes/shard={shard:03d}.arrow"
 
 
 def committed_checkpoints(run: Path) -> list[Path]:

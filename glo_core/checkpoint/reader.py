@@ -23,7 +23,7 @@ from glo_core.checkpoint.layout import (
 from glo_core.checkpoint.pruning import lock_for_reading
 from glo_core.codes.config import ResolvedCodeConfig
 from glo_core.common.arrays import Int64Array
-from glo_core.common.arrow_files import read_parquet
+from glo_core.common.arrow_files import read_arrow
 from glo_core.common.digests import digest_file, digest_json
 from glo_core.common.errors import CheckpointError, one_line
 from glo_core.common.files import differences, not_whole
@@ -130,7 +130,7 @@ class Checkpoint:
         Raises:
             CheckpointError: if the part is missing, cut short or altered.
         """
-        table = read_parquet(self.part(shard_name(shard)), columns, CheckpointError)
+        table = read_arrow(self.part(shard_name(shard)), columns, CheckpointError)
         metadata = table.schema.metadata or {}
         if any(metadata.get(key.encode()) != value.encode() for key, value in CODES_METADATA.items()):
             raise CheckpointError(
@@ -140,7 +140,7 @@ class Checkpoint:
         try:
             return {name: _as_numpy(table.column(name).combine_chunks()) for name in table.column_names}
         except pa.ArrowInvalid as error:  # A null, or a column that is not of numbers
-            raise CheckpointError(not_whole(self.directory / shard_name(shard), "Parquet", error)) from None
+            raise CheckpointError(not_whole(self.directory / shard_name(shard), "Arrow", error)) from None
 
     def decoder(self, module: torch.nn.Module | None = None, allow_kind: str | None = None) -> torch.nn.Module:
         """The EMA decoder, in eval mode, on the CPU.

@@ -52,9 +52,7 @@ def read_parquet(
         UserError: as of `open_parquet`, or if a column is missing.
     """
     file = open_parquet(place, error)
-    for name in columns or ():
-        if name not in file.schema_arrow.names:
-            raise error(f"{place}: has no column {name}; copy the file back")
+    _require_columns(place, file.schema_arrow.names, columns, error)
     try:
         return file.read(columns)
     except Exception as cause:
@@ -70,6 +68,22 @@ def open_arrow(place: Path | Location, error: type[UserError] = UserError) -> An
         raise _unreadable(place, "Arrow", cause, error) from None
     _refuse(place, refused, error)
     return reader
+
+
+def read_arrow(place: Path | Location, columns: Sequence[str] | None = None, error: type[UserError] = UserError) -> Any:
+    """Read `columns` (None: all) of an Arrow IPC file as a `pyarrow.Table`, of a local one without a copy.
+
+    Raises:
+        UserError: as of `open_parquet`, or if a column is missing.
+    """
+    reader = open_arrow(place, error)
+    _require_columns(place, reader.schema.names, columns, error)
+    try:
+        table = reader.read_all()
+        table.validate()  # A damaged length must not lead beyond the file.
+    except Exception as cause:
+        raise _unreadable(place, "Arrow", cause, error) from None
+    return table if columns is None else table.select(columns)
 
 
 def parquet_file(source: Any, *, buffer_size: int = 0, dictionaries: Sequence[str] = ()) -> Any:
@@ -144,6 +158,15 @@ def _unreadable(place: Path | Location, kind: str, cause: Exception, error: type
     if isinstance(cause, OSError) and cause.errno in _OF_THE_MACHINE:
         return cause
     return error(not_whole(place, kind, cause))
+
+
+def _require_columns(
+    place: Path | Location, names: Sequence[str], columns: Sequence[str] | None, error: type[UserError]
+) -> None:
+    """Raise `error` if one of `columns` is not among a file's `names`."""
+    for name in columns or ():
+        if name not in names:
+            raise error(f"{place}: has no column {name}; copy the file back")
 
 
 def _refuse(place: Path | Location, column: str | None, error: type[UserError]) -> None:

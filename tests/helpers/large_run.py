@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 import glo_core as glo
@@ -48,7 +47,9 @@ def make_large_run(root: Path, count: int) -> Path:
         codes /= np.linalg.norm(codes, axis=1, keepdims=True)
         column = pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1)), DIM)
         path = directory / shard_name(shard)
-        pq.write_table(pa.table({"image_id": rows, "code": column}, metadata=CODES_METADATA), path)
+        table = pa.table({"image_id": rows, "code": column}, metadata=CODES_METADATA)
+        with pa.ipc.new_file(path, table.schema) as file:
+            file.write_table(table)
         parts[shard_name(shard)] = Part(bytes=path.stat().st_size, blake3=digest_file(path))
     changed = {"snapshot": dataset.digest, "parts": parts}
     write_record(directory / MARK, CheckpointRecord(**{**vars(record), **changed}))

@@ -76,7 +76,7 @@ def spoil(run: Path) -> None:
         mark = json.loads((checkpoint / "checkpoint.json").read_text())
         for name, part in mark["parts"].items():
             if name.startswith("codes/"):
-                spoil_parquet(checkpoint / name, "code", run.parent / "it-ran")
+                spoil_arrow(checkpoint / name, "code", run.parent / "it-ran")
                 part |= {"bytes": (checkpoint / name).stat().st_size, "blake3": digest_file(checkpoint / name)}
         (checkpoint / "checkpoint.json").write_text(json.dumps(mark))
 
@@ -116,7 +116,7 @@ READ_CODES: dict[str, Callable[[Path], object]] = {
 @pytest.mark.usefixtures("session")
 @pytest.mark.parametrize("reader", READ_CODES)
 def test_codes_of_a_foreign_run(run: Path, tmp_path: Path, reader: str) -> None:
-    with pytest.raises(UserError, match=r"codes/shard=00\d\.parquet: column code \(ray\.data\.arrow_pickled_object\)"):
+    with pytest.raises(UserError, match=r"codes/shard=00\d\.arrow: column code \(ray\.data\.arrow_pickled_object\)"):
         READ_CODES[reader](run)
     assert not (tmp_path / "it-ran").exists()
 

@@ -53,7 +53,7 @@ def test_an_attempt_that_was_stopped_and_goes_on_after_the_next_one_commits_noth
             assert old.poll() is None, old.stderr
             time.sleep(0.05)
         assert committed_checkpoints(tmp_path) == []
-        assert any((tmp_path / "checkpoints").glob("*/codes/shard=*.parquet"))  # Its parts are there, and whole.
+        assert any((tmp_path / "checkpoints").glob("*/codes/shard=*.arrow"))  # Its parts are there, and whole.
 
         intervals = glo.Intervals(checkpoint=100)
         new = glo.train_phase(CONFIG, images(), glo.Phase(target=400), run=tmp_path, intervals=intervals)
@@ -127,12 +127,12 @@ def test_a_part_that_is_not_where_the_mark_is_is_not_committed(
 ) -> None:
     monkeypatch.setattr(async_writer, "PATIENCE_SECONDS", 0.3)
     writer, directory = writer_with_parts(tmp_path, blobs)
-    part = directory / "codes/shard=007.parquet"
+    part = directory / "codes/shard=007.arrow"
     if damage == "missing":
         part.unlink()
     else:
         os.truncate(part, 100)
-    line = "shard=007.parquet: rank 0 on .* wrote .* bytes, and rank 0 on .* (does not see it|sees 100)"
+    line = "shard=007.arrow: rank 0 on .* wrote .* bytes, and rank 0 on .* (does not see it|sees 100)"
     with pytest.raises(UnseenFileError, match=line):
         writer.finish()
     assert committed_checkpoints(tmp_path) == []

@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 import pytest
 import torch
 from safetensors import safe_open
@@ -27,9 +27,9 @@ def run(blobs: torch.Tensor, tmp_path: Path) -> Path:
 
 def test_plain_pyarrow_and_safetensors_read_a_checkpoint(run: Path) -> None:
     directory = committed_checkpoints(run)[-1]
-    codes = pq.read_table(directory / "codes" / "shard=007.parquet", partitioning=None)
+    codes = pa.ipc.open_file(directory / "codes" / "shard=007.arrow").read_all()
     assert codes.column_names == ["image_id", "code", "raw", "exp_avg", "exp_avg_sq", "num_updates"]
-    assert [str(kind) for kind in codes.schema.types[:2]] == ["int64", "fixed_size_list<element: float not null>[3]"]
+    assert [str(kind) for kind in codes.schema.types[:2]] == ["int64", "fixed_size_list<item: float not null>[3]"]
     assert str(codes.schema.field("num_updates").type) == "int32"
     ids = codes.column("image_id").to_numpy()
     assert (ids % 32 == 7).all() and len(ids) == len(range(7, 150, 32))
@@ -52,7 +52,7 @@ def test_without_its_mark_a_checkpoint_is_none(run: Path) -> None:
     assert glo.Checkpoint.latest(run).position.images_seen == 204
 
 
-@pytest.mark.parametrize("part", ["codes/shard=003.parquet", "decoder.safetensors"])
+@pytest.mark.parametrize("part", ["codes/shard=003.arrow", "decoder.safetensors"])
 def test_a_part_cut_short_altered_or_missing_is_named(run: Path, part: str) -> None:
     checkpoint = glo.Checkpoint.latest(run)
     path = checkpoint.directory / part

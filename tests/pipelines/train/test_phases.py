@@ -62,7 +62,7 @@ def test_a_finished_run_stays_so_whatever_the_rule_has_become(run: Path, monkeyp
 
 def test_a_finished_run_is_not_done_without_the_checkpoint_that_it_names(run: Path) -> None:
     newest = run / "checkpoints/96"
-    (newest / "codes/shard=003.parquet").unlink()
+    (newest / "codes/shard=003.arrow").unlink()
     assert target(run, finished=True) == 96  # Training says which part is missing, and what to do.
     shutil.copytree(newest, run / "checkpoints/64")
     mark = run / "checkpoints/64/checkpoint.json"

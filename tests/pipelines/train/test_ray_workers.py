@@ -40,9 +40,9 @@ def test_a_rank_hears_of_a_preemption_without_waiting_for_another_one(monkeypatc
 
 def test_a_part_that_rank_0_does_not_see_is_told_once() -> None:
     mailbox = Mailbox()
-    unseen = UnseenFileError("codes/shard=007.parquet: rank 1 on h1 wrote 9 bytes, and rank 0 on h0 does not see it")
+    unseen = UnseenFileError("codes/shard=007.arrow: rank 1 on h1 wrote 9 bytes, and rank 0 on h0 does not see it")
     tell(unseen, mailbox, 0)
     tell(RankError("rank 0 on h0 failed"), mailbox, 1)
     (line,) = mailbox.take_incidents()
-    assert "shard=007.parquet: rank 1 on h1 wrote 9 bytes, and rank 0 on h0 does not see it" in line
+    assert "shard=007.arrow: rank 1 on h1 wrote 9 bytes, and rank 0 on h0 does not see it" in line
     assert mailbox.failure() is None
