@@ -14,6 +14,7 @@ from glo_core.checkpoint.layout import Position
 from glo_core.common import in_step
 from glo_core.common.arrays import Int64Array
 from glo_core.common.runtime import Metrics
+from glo_core.data.read_ahead import BUFFERS
 from glo_core.training import growth
 from tests.helpers.tiny_training import CONFIG, Impatient, same
 
@@ -55,8 +56,8 @@ def test_a_resume_reads_no_image_before_its_first_step(
             at_first_step.append(len(images.reads))
 
     resumed = glo.train_phase(config, images, phase, run=tmp_path / "run", cache=cache, on_step=on_step)
-    # The step's own batch and the one that is read ahead, and nothing for codes that the checkpoint has.
-    assert at_first_step[0] <= 2 * 32
+    # The step's own batch and those that are read ahead, and nothing for codes that the checkpoint has.
+    assert at_first_step[0] <= BUFFERS * 32
     for (name, column), other in zip(
         resumed.table.read(0, 150).items(), whole.table.read(0, 150).values(), strict=True
     ):
@@ -90,7 +91,7 @@ def test_growth_reads_new_images_and_a_sample_of_the_others(
     )
     read = images.reads[: before[0]]
     assert set(range(100, 150)) <= set(read)
-    assert len(read) < 2 * 50 + 40 + 2 * 32
+    assert len(read) < 2 * 50 + 40 + BUFFERS * 32
 
 
 class Stopping(glo.SingleProcess):

@@ -90,13 +90,13 @@ def test_an_interrupted_run_refuses_a_target_that_it_has_passed(run: Path) -> No
 
 
 def test_the_rules_choice_stays_when_the_dataset_grows(tmp_path: Path) -> None:
-    dataset: Any = SimpleNamespace(num_train=48, config=SimpleNamespace(resolution=64))
+    dataset: Any = SimpleNamespace(num_train=48, config=SimpleNamespace(resolution=64, code_shards=32))
     job = TrainJob(dataset=Location("/d"), run=tmp_path)
     first = resolve_recipe(job, dataset)
     identity = identity_of(first, ResolvedTrainConfig)
     record = RunRecord(stage="train", identity=identity, inputs={}, paths={}, versions={})
     write_record(tmp_path / "run.json", record)
-    grown: Any = SimpleNamespace(num_train=10**6, config=SimpleNamespace(resolution=64))
+    grown: Any = SimpleNamespace(num_train=10**6, config=SimpleNamespace(resolution=64, code_shards=32))
     assert resolve_recipe(job, grown) == first
     del identity["code"]["dim"]
     write_record(tmp_path / "run.json", dataclasses.replace(record, identity=identity))
