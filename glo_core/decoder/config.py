@@ -50,7 +50,7 @@ class DecoderConfig(Config):
             raise ValueError(f"`norm_group` (={self.norm_group}) must be at least 1 row, or auto")
         if self.modulation and self.kind != "residual":
             raise ValueError(f"`modulation` needs `kind` residual, not {self.kind}")
-        require_at_most(self, filters=2**16, kernel_size=64)
+        require_at_most(self, filters=2**16, kernel_size=64, norm_group=2**20)
 
     def widths(self, resolution: int) -> tuple[int, ...]:
         """Channels of each hidden layer at `resolution`.

@@ -47,6 +47,9 @@ class EmaDecoder:
         crossed = images_seen // interval - before // interval
         if crossed:
             self.update(decoder, images_seen, crossed * interval)
+        with torch.no_grad():  # A user's own buffers are no average: they are those of the last step.
+            for target, source in self._other_buffers(decoder):
+                target.copy_(source)
 
     @torch.no_grad()
     def update(self, decoder: nn.Module, images_seen: int, images: int) -> None:
@@ -58,8 +61,6 @@ class EmaDecoder:
         if self.half_life is not None and images_seen:
             decay = 0.5 ** (images / min(self.half_life, RAMP_UP * images_seen))
         torch._foreach_lerp_(list(self.decoder.parameters()), list(decoder.parameters()), 1 - decay)
-        for target, source in self._other_buffers(decoder):
-            target.copy_(source)
 
     def _other_buffers(self, decoder: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
         """Pairs of buffers, of this decoder and of `decoder`, but for running statistics of a `GroupedBatchNorm`."""
