@@ -34,6 +34,7 @@ def grow(begun: Path, run: Path, world_size: int, *arguments: int) -> list[list[
     return [json.loads((run / f"rank-{rank}.json").read_text()) for rank in range(world_size)]
 
 
+@pytest.mark.slow
 def test_two_ranks_grow_as_one_and_stop_together(begun: Path, tmp_path: Path) -> None:
     seen = int(committed_checkpoints(begun)[-1].name)
     alone, two, stopped = (tmp_path / name for name in ("alone", "two", "stopped"))

@@ -6,12 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import glo_core as glo
 from tests.distributed.train_ranks import CONFIG, images
 from tests.helpers.paths import ROOT
 from tests.helpers.processes import free_port
 
 
+@pytest.mark.slow
 def test_two_ranks_begin_repeat_and_continue_a_run_alike(tmp_path: Path) -> None:
     script = Path(__file__).with_name("notebook_ranks.py")
     command = [

@@ -12,6 +12,7 @@ from glo_core.checkpoint.layout import committed_checkpoints
 from tests.helpers.paths import ROOT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("told", [0, 1])
 def test_all_ranks_save_what_one_of_them_was_told_to_save(tmp_path: Path, told: int) -> None:
     script = ROOT / "tests/distributed/preempted_ranks.py"

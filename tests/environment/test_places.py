@@ -156,6 +156,7 @@ with ray_session():
 """
 
 
+@pytest.mark.slow
 def test_workers_start_where_the_path_of_the_environment_has_a_space(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in UNSET}
     python = environment_with_odd_path(tmp_path)

@@ -125,6 +125,7 @@ def test_artifacts_that_cannot_be_written_block_no_stage_and_are_sent_once_they_
     assert "held_out.png" in pictures(uri, logged["evaluate"])
 
 
+@pytest.mark.slow
 def test_preprocessing_commits_without_the_server_and_the_next_run_sends_what_it_missed(
     tmp_path: Path, server: MlflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,7 @@ def run_job(bugs: Path, images: Path, dataset: Path, *options: str) -> subproces
     return subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_a_file_that_kills_its_task_is_rejected_and_nothing_else(bugs: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
@@ -107,6 +108,7 @@ def test_a_file_that_kills_its_task_is_rejected_and_nothing_else(bugs: Path, tmp
     assert [path.name for path in (tmp_path / "d" / "blocks").iterdir()] == ["000001-00000.arrow"]
 
 
+@pytest.mark.slow
 def test_a_table_that_kills_its_reader_is_listed_and_rejected(bugs: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()

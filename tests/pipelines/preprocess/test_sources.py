@@ -223,6 +223,7 @@ def test_a_lease_in_a_bucket_keeps_others_out_and_a_dead_holders_runs_out(
         assert (dataset / ".lock").exists()
 
 
+@pytest.mark.slow
 def test_a_store_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
     for place in ("nowhere://bucket/x", f"s3://b/x?endpoint_override=127.0.0.1:{free_port()}&scheme=http"):
         environment = os.environ | {"AWS_MAX_ATTEMPTS": "1", "AWS_RETRY_MODE": "standard"}

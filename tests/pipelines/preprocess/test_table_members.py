@@ -302,6 +302,7 @@ def test_hundreds_of_photos_in_one_page_are_read(tmp_path: Path) -> None:
     assert sizes == [len(image) for image in images]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("table", "rows", "listing", "reading", "gives"),
     [

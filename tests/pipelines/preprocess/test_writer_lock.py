@@ -45,6 +45,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(writer_lock, name, seconds)
 
 
+@pytest.mark.slow
 def test_writers_that_start_at_once_are_never_two(bucket: str, tmp_path: Path) -> None:
     place = bucket.replace("FOLDER", "contended")
     start = time.time() + 8
