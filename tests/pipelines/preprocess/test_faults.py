@@ -25,13 +25,15 @@ def cluster() -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
     address = f"127.0.0.1:{free_port()}"
     head = ["--head", "--num-cpus=0", f"--port={address.split(':')[1]}", "--include-dashboard=false",
             f"--temp-dir={scratch}", "--node-ip-address=127.0.0.1"]  # fmt: skip
+    # `import pipelines`, by an earlier test, keeps Ray on the loopback, where a second node may not come.
+    environment = os.environ | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
     nodes: list[subprocess.Popen[bytes]] = []
     try:
         for options in (head, *[[f"--address={address}", "--num-cpus=1"]] * 2):
             command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options]
             place = scratch / f"log-{len(nodes)}"
             with place.open("wb") as log:
-                nodes.append(subprocess.Popen(command, stdout=log, stderr=log))
+                nodes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
             await_start(nodes[-1], place)
         yield address, nodes[1:]
     finally:
