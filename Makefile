@@ -1,6 +1,6 @@
 # make demo        from nothing to sampled grids in MLflow, on scikit-learn's digits
 # make test        lint, types, contracts and tests: what CI runs
-# make test-slow   Ray Train killed, stopped, resumed, and at two world sizes: ten minutes
+# make test-slow   Ray Train killed, stopped, resumed, and at several world sizes, whole environments: 17 minutes
 # make bench       every benchmark, short, one after the other: a quarter of an hour; the page is bench.md
 # make lint        what a commit hook runs (.pre-commit-config.yaml): style, types, import contracts
 # make clean       remove the environment and the demo's outputs
